@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"ocspd/pki"
+	"ocspd/responder"
+	"ocspd/systemd"
+)
+
+// Names of the listeners that a supervisor passes on: to front, and to keeper.
+const (
+	listenerOCSP  = "ocsp"
+	listenerHTTP  = "http"
+	listenerAdmin = "admin"
+)
+
+const linkConns = 8 // signatures under way at once: more than a token's sessions gain nothing
+
+// runFront is the role that strangers talk to. It holds no key, no PIN and no revocation data.
+func runFront(ctx context.Context, r *role) error {
+	issuers, err := frontIssuers(r.cfg)
+	if err != nil {
+		return err
+	}
+	link := responder.NewLink(dialUnix(r.cfg.signerSocket()), linkConns, r.cfg.Limits.Waiting)
+	front := responder.NewFront(link.Ask, time.Now, r.cfg.Limits.Requests)
+	if err := front.Use(issuers); err != nil {
+		return err
+	}
+	listeners, err := frontListeners(r.cfg)
+	if err != nil {
+		return err
+	}
+	gate := &gate{max: int64(r.cfg.Limits.Connections)}
+	server := newHTTPServer(front.Handler(r.cfg.Limits.Body, r.cfg.Limits.Path), r.log)
+	var wg sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		wg.Go(func() {
+			if err := server.Serve(&gatedListener{l, gate}); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("listener %s: %w", l.Addr(), err)
+			}
+		})
+	}
+	wg.Go(func() { r.subscribe(ctx, responder.RoleFront, front.Apply, fillFrontReport(front, gate)) })
+	r.ready()
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if server.Shutdown(stopping) != nil {
+		server.Close()
+	}
+	if err == nil {
+		wg.Wait()
+	}
+	return err
+}
+
+func frontIssuers(cfg *config) ([]responder.FrontIssuer, error) {
+	var l []responder.FrontIssuer
+	for _, i := range cfg.Issuers {
+		issuer, err := loadIssuer(i)
+		if err != nil {
+			return nil, err
+		}
+		l = append(l, responder.FrontIssuer{Issuer: issuer, IgnoreNonce: i.Nonce == "ignore"})
+	}
+	return l, nil
+}
+
+// loadIssuer reads the CA's certificate.
+func loadIssuer(i *issuerConfig) (*pki.Issuer, error) {
+	b, err := os.ReadFile(i.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %s: its certificate: %w", i.Name, err)
+	}
+	cert, err := pki.ParseCertificate(b)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %s: certificate %s: %w", i.Name, i.Certificate, err)
+	}
+	return pki.NewIssuer(i.Name, cert)
+}
+
+// frontListeners takes over what systemd or the supervisor holds, or else listens itself.
+func frontListeners(cfg *config) ([]net.Listener, error) {
+	passed, err := systemd.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("listeners that were passed on: %w", err)
+	}
+	if len(passed) > 0 {
+		return append(passed[listenerOCSP], passed[listenerHTTP]...), nil
+	}
+	var l []net.Listener
+	for _, address := range append(append([]string(nil), cfg.Listen.OCSP...), cfg.Listen.HTTP...) {
+		one, err := listenTCP(address)
+		if err != nil {
+			return nil, err
+		}
+		l = append(l, one)
+	}
+	return l, nil
+}
+
+// listenTCP uses tcp4 or tcp6, so that 0.0.0.0 and [::] can both be had on one port.
+func listenTCP(address string) (net.Listener, error) {
+	network := "tcp4"
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
+			network = "tcp6"
+		}
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w; stop what uses it ('ss -ltnp' names it) or change [listen]", address, errors.Unwrap(err))
+	}
+	return l, nil
+}
+
+// newHTTPServer sets every limit that strangers could reach for.
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+	s := &http.Server{
+		Handler:                      h,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is 405 like the others
+		ReadHeaderTimeout:            10 * time.Second,
+		ReadTimeout:                  15 * time.Second,
+		WriteTimeout:                 20 * time.Second,
+		IdleTimeout:                  60 * time.Second,
+		MaxHeaderBytes:               256 << 10, // so that a URL which is too long still gets its 414
+		ErrorLog:                     slog.NewLogLogger(quiet{log.Handler()}, slog.LevelDebug),
+	}
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetHTTP1(true)
+	return s
+}
+
+// quiet keeps what net/http says of clients, with their addresses, out of the log.
+type quiet struct{ slog.Handler }
+
+func (quiet) Enabled(context.Context, slog.Level) bool { return false }
+
+// gate counts the connections of all listeners.
+type gate struct {
+	max     int64
+	open    atomic.Int64
+	refused atomic.Uint64
+}
+
+// gatedListener answers 503 when connections are used up, instead of letting clients wait without a word.
+type gatedListener struct {
+	net.Listener
+	gate *gate
+}
+
+const unavailable = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: 5\r\n\r\n"
+
+func (l *gatedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.gate.open.Add(1) <= l.gate.max {
+			return &gatedConn{Conn: c, gate: l.gate}, nil
+		}
+		l.gate.open.Add(-1)
+		l.gate.refused.Add(1)
+		// A new connection's send buffer has room for this, so the loop does not wait.
+		c.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+		c.Write([]byte(unavailable))
+		c.Close()
+	}
+}
+
+type gatedConn struct {
+	net.Conn
+	gate   *gate
+	closed atomic.Bool
+}
+
+func (c *gatedConn) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		c.gate.open.Add(-1)
+	}
+	return c.Conn.Close()
+}
+
+// Labels of the metrics.
+var (
+	responseStatuses = []responder.ResponseStatus{responder.Successful, responder.MalformedRequest, responder.InternalError,
+		responder.TryLater, responder.Unauthorized}
+	hashNames = []string{"sha1", "sha256", "sha384", "sha512", "other"} // in the order of Counts.Hash
+)
+
+func fillFrontReport(f *responder.Front, g *gate) func(*roleReport) {
+	return func(r *roleReport) {
+		c := f.Counts()
+		report := &frontReport{
+			Responses: map[string]uint64{}, Hashes: map[string]uint64{},
+			Hits: c.Hits.Load(), Asked: c.Asked.Load(), Busy: c.Busy.Load(), Unreachable: c.Unreachable.Load(),
+			Nonces: c.Nonces.Load(), Defects: c.Defects.Load(), Kept: uint64(f.Kept()), Refused: g.refused.Load(),
+		}
+		for _, s := range responseStatuses {
+			report.Responses[s.String()] = c.Requests[s].Load()
+		}
+		for i := range c.Hash {
+			report.Hashes[hashNames[i]] = c.Hash[i].Load()
+		}
+		report.Hashes[hashNames[len(c.Hash)]] = c.UnknownHash.Load()
+		r.Front = report
+	}
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"ocspd/audit"
+	"ocspd/db"
+	"ocspd/pki"
+	"ocspd/responder"
+)
+
+// This file is the life of a revocation by hand.
+
+// issuerAndSerial reads what every request about a certificate names.
+func (k *keeper) issuerAndSerial(r *http.Request) (*keptIssuer, pki.Serial, error) {
+	i, err := k.issuer(r.URL.Query().Get("issuer"))
+	if err != nil {
+		return nil, pki.Serial{}, err
+	}
+	b, err := hex.DecodeString(r.URL.Query().Get("serial"))
+	if err != nil {
+		return nil, pki.Serial{}, errors.New("serial: not hex")
+	}
+	serial, err := pki.SerialFromDER(b)
+	return i, serial, err
+}
+
+func (k *keeper) handleRevoke(r *http.Request) (any, error) {
+	i, serial, err := k.issuerAndSerial(r)
+	if err != nil {
+		return nil, fmt.Errorf("revoke: %w", err)
+	}
+	e := db.HandEntry{Serial: serial, At: time.Now(), Actor: actorOf(r.Context())}
+	q := r.URL.Query()
+	if s := q.Get("reason"); s != "" {
+		e.Reason, err = pki.ParseReason(s)
+	}
+	readTime := func(name string, into *time.Time) {
+		if s := q.Get(name); s != "" && err == nil {
+			*into, err = time.Parse(time.RFC3339, s)
+		}
+	}
+	readTime("date", &e.RevokedAt)
+	readTime("invalidity", &e.Invalidity)
+	if err == nil && e.RevokedAt.After(e.At) {
+		err = fmt.Errorf("--date %s lies in the future", e.RevokedAt.Format(time.RFC3339))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("revoke %s %s: %w", i.config.Name, serial, err)
+	}
+	event := audit.Record{Event: "hand.revoke", Details: []audit.Detail{
+		{Name: "serial", Value: serial.String()}, {Name: "reason", Value: e.Reason.String()}}}
+	return k.byHand(r.Context(), i, serial, "revoked", event, func(publish db.Publish) (db.View, error) {
+		return k.store.Revoke(r.Context(), i.issuer.ID, e, publish)
+	})
+}
+
+func (k *keeper) handleUnrevoke(r *http.Request) (any, error) {
+	i, serial, err := k.issuerAndSerial(r)
+	if err != nil {
+		return nil, fmt.Errorf("unrevoke: %w", err)
+	}
+	u := db.Unrevocation{Serial: serial, Mistake: r.URL.Query().Get("mistake"), At: time.Now(), Actor: actorOf(r.Context())}
+	event := audit.Record{Event: "hand.unrevoke", Details: []audit.Detail{
+		{Name: "serial", Value: serial.String()}, {Name: "mistake", Value: cut(u.Mistake, 1000)}}}
+	return k.byHand(r.Context(), i, serial, "unrevoked", event, func(publish db.Publish) (db.View, error) {
+		return k.store.Unrevoke(r.Context(), i.issuer.ID, u, publish)
+	})
+}
+
+// byHand makes one change of one serial. It returns once the change is durable, whether or not front could be told: then with a warning.
+func (k *keeper) byHand(ctx context.Context, i *keptIssuer, serial pki.Serial, what string, event audit.Record,
+	do func(db.Publish) (db.View, error)) (*changeResult, error) {
+	name := i.config.Name
+	ctx = context.WithoutCancel(ctx) // a verb that is interrupted leaves the change whole
+	event.Subject = name
+	change := responder.Change{Serials: []pki.Serial{serial}}
+	view, delivery, err := k.putInForce(ctx, i, event, pki.File{}, change, do)
+	res := &changeResult{V: 1, Result: what, Issuer: name, Serial: serial.String(), Generation: view.Number}
+	switch {
+	case errors.Is(err, db.ErrUnchanged):
+		res.Result, res.Generation = "unchanged", i.inForce()
+		res.Text = fmt.Sprintf("%s %s: unchanged", name, serial)
+		return res, nil
+	case err != nil:
+		event.Outcome = outcomeRefused
+		event.Details = append(event.Details, audit.Detail{Name: "cause", Value: cut(err.Error(), 1000)})
+		k.record(ctx, event)
+		return nil, fmt.Errorf("%s %s %s: %w", strings.TrimPrefix(event.Event, "hand."), name, serial, err)
+	}
+	res.Text = fmt.Sprintf("%s %s: %s; in force as generation %d", name, serial, what, view.Number)
+	if delivery.Front != nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf("the change is durable, but front %v: an earlier answer may still be given until its nextUpdate; see that front and keeper run", delivery.Front))
+	}
+	if delivery.Signer != nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf("the change is durable, but signer %v: new answers are tryLater until it has the change", delivery.Signer))
+	}
+	return res, nil
+}

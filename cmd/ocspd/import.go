@@ -1,0 +1,529 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ocspd/audit"
+	"ocspd/db"
+	"ocspd/generation"
+	"ocspd/ingest"
+	"ocspd/pki"
+	"ocspd/responder"
+)
+
+// This file is the life of a CRL, and of an index.txt: fetched or handed in, checked, recorded, put in force, told.
+
+const (
+	clockSkew   = 5 * time.Minute // how far a CA's clock may be ahead of ours
+	fetchTime   = 2 * time.Minute
+	handedIn    = "import" // location of what `crl import` and `index import` brought
+	handedMax   = 4 << 30  // octets of a file handed in
+	publishTime = 15 * time.Second
+	firstRetry  = 5 * time.Second
+)
+
+// follow reads a source at the start and then as often as it is configured; after a failure sooner, at growing intervals.
+func (k *keeper) follow(ctx context.Context, i *keptIssuer, s *source) {
+	retry := firstRetry
+	for {
+		wait := s.Refresh
+		if _, err := k.fetch(ctx, i, s); err != nil {
+			wait = min(retry, s.Refresh)
+			retry = min(2*retry, s.Refresh)
+		} else {
+			retry = firstRetry
+		}
+		wait -= time.Duration(rand.Int64N(int64(wait)/10 + 1)) // so that several responders do not come at once
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// sourceOutcome is what reading a source came to.
+type sourceOutcome struct {
+	Issuer string   `json:"issuer"`
+	Source string   `json:"source"`
+	Result string   `json:"result"` // "installed", "unchanged", "passed over" or "failed"
+	Text   string   `json:"text"`
+	Warn   []string `json:"warnings,omitempty"`
+}
+
+// fetch reads one source, and its delta, and puts in force what is new. An error was logged, recorded and raised as an alarm; what was in force stays.
+func (k *keeper) fetch(ctx context.Context, i *keptIssuer, s *source) (sourceOutcome, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out, err := k.fetchOne(ctx, i, s, s.location())
+	if err == nil && s.Delta != "" {
+		delta, deltaErr := k.fetchOne(ctx, i, s, s.Delta)
+		if err = deltaErr; delta.Result != "unchanged" {
+			out = delta
+		}
+	}
+	return out, err
+}
+
+func (k *keeper) fetchOne(ctx context.Context, i *keptIssuer, s *source, location string) (sourceOutcome, error) {
+	name := i.config.Name
+	out := sourceOutcome{Issuer: name, Source: location, Result: "failed"}
+	feed, err := k.feedOf(ctx, i, location)
+	if err != nil {
+		k.alarms.raise(alarmDatabase, name, err.Error())
+		return out, err
+	}
+	feed.Attempt = time.Now()
+	r, err := k.readSource(ctx, i, s, location, &feed)
+	switch {
+	case ctx.Err() != nil:
+		return out, ctx.Err()
+	case errors.Is(err, db.ErrUnchanged):
+		out.Result, out.Text, err = "unchanged", "unchanged", nil
+	case errors.Is(err, errPassedOver):
+		out.Result, out.Text, err = "passed over", err.Error(), nil
+	case errors.Is(err, ingest.ErrIncomplete), errors.Is(err, ingest.ErrChanging):
+		k.log.Info("source is being written; it is read again", "issuer", name, "source", location)
+		feed.Error = err.Error()
+	case err != nil:
+		feed.Error = err.Error()
+		if feed.RefusedSince.IsZero() {
+			feed.RefusedSince = feed.Attempt
+		}
+	default:
+		out.Result, out.Text, out.Warn = "installed", r.Text, r.Warnings
+	}
+	if err == nil {
+		feed.Success, feed.Error, feed.RefusedSince = feed.Attempt, "", time.Time{}
+	} else {
+		out.Text = err.Error()
+	}
+	k.alarms.when(err != nil, alarmSourceRefused, alarmPlace(name, location), out.Text)
+	if dbErr := k.store.SetFeed(ctx, i.issuer.ID, feed); dbErr != nil {
+		k.log.Error("the read of a source cannot be recorded", "issuer", name, "source", location, "error", dbErr)
+	}
+	return out, err
+}
+
+// alarmPlace names a source of an issuer in an alarm.
+func alarmPlace(issuer, location string) string { return issuer + " " + location }
+
+func (k *keeper) feedOf(ctx context.Context, i *keptIssuer, location string) (db.Feed, error) {
+	feeds, err := k.store.Feeds(ctx, i.issuer.ID)
+	for _, f := range feeds {
+		if f.Location == location {
+			return f, err
+		}
+	}
+	return db.Feed{Location: location}, err
+}
+
+// errPassedOver: a source that has not changed, and something newer is in force from elsewhere.
+var errPassedOver = errors.New("passed over: what is in force is newer, and the source has not changed")
+
+// readSource fetches a location and judges what it holds. Validators are kept only of what was judged good, so that what was
+// refused is read again.
+func (k *keeper) readSource(ctx context.Context, i *keptIssuer, s *source, location string, feed *db.Feed) (*changeResult, error) {
+	feed.Kind = pki.CRL
+	if s.Index != "" {
+		feed.Kind = pki.Index
+	}
+	previous := ingest.Validators{ETag: feed.ETag, LastModified: feed.LastModified, File: feed.File}
+	fetched, err := k.fetcher.Fetch(ctx, location, previous, ingest.Limits{Size: s.MaxSize, Time: fetchTime})
+	if err != nil {
+		k.refuse(ctx, i, location, [32]byte{}, err)
+		return nil, err
+	}
+	if fetched.NotModified {
+		if s.Index != "" {
+			return nil, k.touchIndex(ctx, i, location, feed)
+		}
+		return nil, db.ErrUnchanged
+	}
+	defer fetched.Spool.Close()
+	before := feed.Digest
+	snap, err := i.read(s.Index != "", fetched.Spool)
+	if errors.Is(err, ingest.ErrIncomplete) || errors.Is(err, ingest.ErrChanging) {
+		return nil, err
+	}
+	feed.Digest = fetched.Spool.Digest()
+	if snap != nil {
+		feed.Digest = snap.Digest
+	}
+	var r *changeResult
+	if err == nil {
+		r, err = k.install(ctx, i, location, snap)
+	}
+	switch {
+	case err == nil, errors.Is(err, db.ErrUnchanged):
+		feed.ETag, feed.LastModified, feed.File = fetched.Validators.ETag, fetched.Validators.LastModified, fetched.Validators.File
+	case errors.Is(err, db.ErrOlder) && (before == feed.Digest || s.Delta != ""):
+		// The file that stood here before something newer was handed in, or the base that a delta has outrun.
+		return nil, errPassedOver
+	default:
+		k.refuse(ctx, i, location, feed.Digest, err)
+	}
+	if errors.Is(err, db.ErrUnchanged) && s.Index != "" {
+		return nil, k.touchIndex(ctx, i, location, feed)
+	}
+	return r, err
+}
+
+// read judges the octets of a source.
+func (i *keptIssuer) read(index bool, spool *ingest.Spool) (*pki.Snapshot, error) {
+	if index {
+		return ingest.ReadIndex(spool)
+	}
+	snap, err := ingest.ReadCRL(spool, i.issuer, ingest.Options{
+		Now: time.Now(), Skew: clockSkew, AcceptNoKeyUsage: slices.Contains(i.config.Accept, "ca-without-keyusage"),
+	})
+	if err == nil && snap.Scope != "" {
+		scope, _ := ingest.ParseScope(snap.Scope)
+		return nil, fmt.Errorf("the CRL speaks only of a part of what the CA issued (%s); this version answers from complete CRLs only: configure the CA's complete CRL", scope)
+	}
+	return snap, err
+}
+
+// refuse records and logs what was not taken, and what stays.
+func (k *keeper) refuse(ctx context.Context, i *keptIssuer, location string, digest [32]byte, why error) {
+	if ctx.Err() != nil {
+		return
+	}
+	stays := k.staysInForce(ctx, i)
+	k.log.Warn("source refused", "issuer", i.config.Name, "source", location, "reason", why, "stays", stays)
+	details := []audit.Detail{{Name: "source", Value: location}, {Name: "reason", Value: cut(why.Error(), 1000)}, {Name: "stays", Value: stays}}
+	if digest != [32]byte{} {
+		details = append(details, audit.Detail{Name: "sha256", Value: hex.EncodeToString(digest[:])})
+	}
+	k.record(ctx, audit.Record{Event: "source.read", Subject: i.config.Name, Outcome: outcomeRefused, Details: details})
+}
+
+func cut(s string, max int) string {
+	if len(s) > max {
+		return strings.ToValidUTF8(s[:max], "") + "…"
+	}
+	return s
+}
+
+// staysInForce says what answers are made from meanwhile, and until when.
+func (k *keeper) staysInForce(ctx context.Context, i *keptIssuer) string {
+	lineages, err := k.store.Lineages(ctx, i.issuer.ID)
+	if err != nil || len(lineages) == 0 {
+		return "nothing is in force yet: every answer is tryLater"
+	}
+	ends := lineages[0].NextUpdate
+	for _, l := range lineages {
+		if l.NextUpdate.Before(ends) {
+			ends = l.NextUpdate
+		}
+	}
+	return fmt.Sprintf("generation %d stays in force until %s", i.inForce(), ends.UTC().Format(time.RFC3339))
+}
+
+func (i *keptIssuer) inForce() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.number
+}
+
+// install puts a snapshot in force that was read and found good. location is a configured one, or "import".
+func (k *keeper) install(ctx context.Context, i *keptIssuer, location string, snap *pki.Snapshot) (*changeResult, error) {
+	staged, err := k.store.Stage(ctx, i.issuer.ID, db.Origin{Location: location, At: time.Now(), Validity: i.config.Validity}, snap, nil)
+	if err != nil {
+		return nil, err
+	}
+	event := audit.Record{Event: snap.Kind.String() + ".import", Subject: i.config.Name, Details: []audit.Detail{
+		{Name: "source", Value: location}, {Name: "sha256", Value: hex.EncodeToString(snap.Digest[:])},
+		{Name: "number", Value: snap.Number}, {Name: "entries", Value: strconv.FormatInt(snap.Count, 10)}}}
+	view, err := k.flip(ctx, i, staged, event)
+	if err != nil {
+		return nil, err
+	}
+	warnings := append(slices.Clone(snap.Warnings), staged.Report.Warnings()...)
+	k.raiseWarnings(ctx, i, location, &staged.Report, warnings)
+	k.store.Collect(ctx)
+	r := &changeResult{V: 1, Result: "installed", Issuer: i.config.Name, Generation: view.Number, Warnings: warnings}
+	what := "index"
+	if snap.Kind == pki.CRL {
+		what = "CRL"
+		if snap.Number != "" {
+			what = "CRL number " + snap.Number
+		}
+		if snap.BaseNumber != "" {
+			what = "delta " + what
+		}
+	}
+	r.Text = fmt.Sprintf("%s: %s with %d entries is in force as generation %d", i.config.Name, what, snap.Count, view.Number)
+	k.log.Info("source installed", "issuer", i.config.Name, "source", location, "number", snap.Number, "entries", snap.Count, "generation", view.Number)
+	return r, nil
+}
+
+func (k *keeper) raiseWarnings(ctx context.Context, i *keptIssuer, location string, report *db.Report, warnings []string) {
+	name := i.config.Name
+	place := alarmPlace(name, location)
+	k.alarms.when(report.Carried > 0, alarmVanished, place,
+		fmt.Sprintf("%d permanent revocations are no longer listed and stay revoked; ask the CA, and undo what was a mistake by 'ocspd unrevoke --mistake'", report.Carried))
+	k.alarms.when(len(warnings) > 0, alarmSourceWarning, place, strings.Join(warnings, "; "))
+	k.checkDisagreements(ctx, i)
+}
+
+func (k *keeper) checkDisagreements(ctx context.Context, i *keptIssuer) {
+	if len(i.sources) < 2 {
+		return
+	}
+	tally, err := k.store.Disagreements(ctx, i.issuer.ID)
+	if err != nil {
+		k.log.Error("sources cannot be compared", "issuer", i.config.Name, "error", err)
+		return
+	}
+	k.alarms.when(tally.Disagreements > 0, alarmDisagree, i.config.Name,
+		fmt.Sprintf("the CRL and the index say different things of %d certificates; revoked wins; ask the CA which is right", tally.Disagreements))
+}
+
+// flip writes the base of a staged import, then puts it in force.
+func (k *keeper) flip(ctx context.Context, i *keptIssuer, staged *db.Staged, event audit.Record) (db.View, error) {
+	defer k.store.Abort(staged) // nothing, once it is in force
+	base, err := k.writeBase(ctx, i, staged.Number, staged)
+	if err != nil {
+		return db.View{}, err
+	}
+	change := responder.Change{All: staged.Report.All || len(staged.Report.Serials) > responder.MaxChanged, Serials: staged.Report.Serials}
+	view, _, err := k.putInForce(ctx, i, event, base, change, func(publish db.Publish) (db.View, error) {
+		return k.store.Flip(ctx, staged, publish)
+	})
+	return view, err
+}
+
+func (k *keeper) writeBase(ctx context.Context, i *keptIssuer, number uint64, staged *db.Staged) (pki.File, error) {
+	return generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, func(yield func(*pki.Packed) error) error {
+		_, err := k.store.Merged(ctx, i.issuer.ID, staged, yield)
+		return err
+	})
+}
+
+// putInForce makes one change of an issuer, in the order that a crash at any moment leaves either the old generation or the new one: the
+// record in the audit log, the generation's file, the database, the pointer file; then signer is told, and front. When it returns without error,
+// the change is durable.
+func (k *keeper) putInForce(ctx context.Context, i *keptIssuer, event audit.Record, base pki.File, change responder.Change,
+	do func(db.Publish) (db.View, error)) (db.View, responder.Delivery, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if event.Actor == "" {
+		event.Actor = actorOf(ctx)
+	}
+	event.Outcome = outcomeAccepted
+	var gen pki.File
+	announced := false
+	view, err := do(func(v db.View) (p db.Published, err error) {
+		p.Leaf = -1
+		if event.Event != "" {
+			event.Details = append(event.Details, audit.Detail{Name: "generation", Value: strconv.FormatUint(v.Number, 10)})
+			if event.Sequence, err = k.audit.Append(ctx, event); err != nil {
+				return p, fmt.Errorf("audit log: %w", err)
+			}
+			announced = true
+			p.Leaf = int64(event.Sequence)
+		}
+		if p.Base = v.Base; p.Base.Name == "" {
+			if p.Base = base; p.Base.Name == "" {
+				if p.Base, err = k.writeBase(ctx, i, v.Number, nil); err != nil {
+					return p, err
+				}
+			}
+		}
+		gen, err = generation.Write(k.cfg.generations(), generation.Meta{
+			Issuer: i.issuer.ID, Name: i.config.Name, Number: v.Number, Created: time.Now().UTC().Truncate(time.Second),
+			Sources: v.Sources(), Complete: i.complete(v.Lineages),
+		}, v.Rulings, p.Base)
+		p.Gen = gen
+		return p, err
+	})
+	if err != nil {
+		if announced {
+			k.record(context.WithoutCancel(ctx), aborted(event, cut(err.Error(), 1000)))
+		}
+		return view, responder.Delivery{}, err
+	}
+	if err := generation.Point(k.cfg.generations(), i.config.Name, gen); err != nil {
+		return view, responder.Delivery{}, fmt.Errorf("generation %d is recorded but not in force, since its pointer cannot be written: %w; make room and restart keeper", view.Number, err)
+	}
+	change.Issuer, change.From, change.To = i.issuer.ID, i.number, view.Number
+	i.number = view.Number
+	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
+	defer cancel()
+	delivery := k.feed.Publish(telling, change)
+	if err := generation.Collect(k.cfg.generations(), i.config.Name); err != nil {
+		k.log.Warn("old generation files cannot be removed", "issuer", i.config.Name, "error", err)
+	}
+	return view, delivery, nil
+}
+
+// touchIndex moves the times of an index that was read again and says what it said: that is how an index stays fresh. Where something else
+// is in force, handed in since, the unchanged file vouches for nothing.
+func (k *keeper) touchIndex(ctx context.Context, i *keptIssuer, location string, feed *db.Feed) error {
+	lineages, err := k.store.Lineages(ctx, i.issuer.ID)
+	if err != nil {
+		return err
+	}
+	for _, l := range lineages {
+		if l.Key != indexLineage(location) {
+			continue
+		}
+		if l.Digest != feed.Digest {
+			return errPassedOver
+		}
+		now := time.Now().UTC().Truncate(time.Second)
+		if now.Sub(l.ThisUpdate) < touchAfter(i.config.Validity) {
+			return db.ErrUnchanged
+		}
+		_, _, err := k.putInForce(ctx, i, audit.Record{}, pki.File{}, responder.Change{}, func(publish db.Publish) (db.View, error) {
+			return k.store.Touch(ctx, i.issuer.ID, l.Key, now, now, now.Add(i.config.Validity), publish)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return db.ErrUnchanged
+}
+
+// touchAfter spares a generation for every read: the time moves when a hundredth of the validity is over.
+func touchAfter(validity time.Duration) time.Duration { return validity / 100 }
+
+func (k *keeper) handleCRLImport(r *http.Request) (any, error) {
+	ctx, name := r.Context(), r.URL.Query().Get("name")
+	fail := func(err error) error { return fmt.Errorf("crl import %s: %w", name, err) }
+	spool, err := ingest.NewSpool(filepath.Join(k.cfg.keeperDir(), "spool"), r.Body, handedMax)
+	if err != nil {
+		return nil, fail(err)
+	}
+	defer spool.Close()
+	i, err := k.importIssuer(r, spool)
+	if err != nil {
+		return nil, fail(err)
+	}
+	if len(i.sources) > 0 && !i.hasCRL() {
+		return nil, fail(fmt.Errorf("issuer %s takes its data from an index only; add a [[issuer.%s.source]] with crl = …", i.config.Name, i.config.Name))
+	}
+	res, err := k.importSpool(ctx, i, false, handedIn, spool)
+	if err != nil {
+		return nil, fail(err)
+	}
+	return res, nil
+}
+
+func (k *keeper) importIssuer(r *http.Request, spool *ingest.Spool) (*keptIssuer, error) {
+	if name := r.URL.Query().Get("issuer"); name != "" {
+		return k.issuer(name)
+	}
+	var all []*pki.Issuer
+	for _, i := range k.issuers {
+		all = append(all, i.issuer)
+	}
+	found, err := ingest.IssuerOf(spool, all)
+	if err != nil {
+		return nil, err
+	}
+	return k.issuer(found.Name)
+}
+
+func (k *keeper) handleIndexImport(r *http.Request) (any, error) {
+	ctx, name := r.Context(), r.URL.Query().Get("name")
+	fail := func(err error) error { return fmt.Errorf("index import %s: %w", name, err) }
+	i, err := k.issuer(r.URL.Query().Get("issuer"))
+	if err != nil {
+		return nil, fail(err)
+	}
+	location, err := i.indexLocation()
+	if err != nil {
+		return nil, fail(err)
+	}
+	spool, err := ingest.NewSpool(filepath.Join(k.cfg.keeperDir(), "spool"), r.Body, handedMax)
+	if err != nil {
+		return nil, fail(err)
+	}
+	defer spool.Close()
+	res, err := k.importSpool(ctx, i, true, location, spool)
+	if err != nil {
+		return nil, fail(err)
+	}
+	return res, nil
+}
+
+// indexLocation is the index that a file handed in stands for.
+func (i *keptIssuer) indexLocation() (string, error) {
+	var locations []string
+	for _, s := range i.sources {
+		if s.Index != "" {
+			locations = append(locations, s.Index)
+		}
+	}
+	switch {
+	case len(locations) == 1:
+		return locations[0], nil
+	case len(i.sources) == 0:
+		return handedIn, nil
+	case len(locations) == 0:
+		return "", fmt.Errorf("issuer %s has no index among its sources; add a [[issuer.%s.source]] with index = …", i.config.Name, i.config.Name)
+	}
+	return "", fmt.Errorf("issuer %s has %d indexes, and the file could stand for any; put it in place of the one it replaces", i.config.Name, len(locations))
+}
+
+// importSpool judges and installs what a person handed in.
+func (k *keeper) importSpool(ctx context.Context, i *keptIssuer, index bool, location string, spool *ingest.Spool) (*changeResult, error) {
+	snap, err := i.read(index, spool)
+	var res *changeResult
+	if err == nil {
+		res, err = k.install(ctx, i, location, snap)
+	}
+	if errors.Is(err, db.ErrUnchanged) && index {
+		err = k.touchIndex(ctx, i, location, &db.Feed{Digest: snap.Digest})
+	}
+	if errors.Is(err, db.ErrUnchanged) {
+		return &changeResult{V: 1, Result: "unchanged", Issuer: i.config.Name, Generation: i.inForce(),
+			Text: fmt.Sprintf("%s: unchanged: this very %s is in force as generation %d", i.config.Name, snap.Kind, i.inForce())}, nil
+	}
+	if err != nil {
+		k.refuse(ctx, i, location, spool.Digest(), err)
+		return nil, fmt.Errorf("%w; %s", err, k.staysInForce(ctx, i))
+	}
+	return res, nil
+}
+
+// fetchResult is what `crl fetch` prints.
+type fetchResult struct {
+	V       int             `json:"v"`
+	Sources []sourceOutcome `json:"sources"`
+	Failed  int             `json:"failed"`
+}
+
+func (k *keeper) handleFetch(r *http.Request) (any, error) {
+	which := k.issuers
+	if name := r.URL.Query().Get("issuer"); name != "" {
+		i, err := k.issuer(name)
+		if err != nil {
+			return nil, fmt.Errorf("crl fetch: %w", err)
+		}
+		which = []*keptIssuer{i}
+	}
+	out := fetchResult{V: 1, Sources: []sourceOutcome{}}
+	for _, i := range which {
+		for _, s := range i.sources {
+			o, err := k.fetch(r.Context(), i, s)
+			if err != nil {
+				out.Failed++
+			}
+			out.Sources = append(out.Sources, o)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,515 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"ocspd/audit"
+	"ocspd/db"
+	"ocspd/generation"
+	"ocspd/ingest"
+	"ocspd/pki"
+	"ocspd/responder"
+	"ocspd/systemd"
+)
+
+// keeper holds the revocation data: it reads what CAs publish, records it, and puts generations in force. It has no key of an issuer, no
+// PIN, and no port but the admin page on loopback.
+type keeper struct {
+	*role
+	store   *db.Store
+	audit   *audit.Log
+	feed    *responder.Feed
+	fetcher *ingest.Fetcher
+	issuers []*keptIssuer
+	reports reports
+	unlock  func()
+}
+
+// keptIssuer is an issuer with what its sources gave.
+type keptIssuer struct {
+	config  *issuerConfig
+	issuer  *pki.Issuer
+	sources []*source
+
+	// mu puts changes in force one after the other, so that pointer and feed follow the database in order.
+	mu     sync.Mutex
+	number uint64 // of the generation in force
+}
+
+// source is a configured place to read from.
+type source struct {
+	sourceConfig
+	mu sync.Mutex // one read at a time
+}
+
+// lockPatience is how long keeper and verbs wait for each other's hold on the state.
+const lockPatience = 8 * time.Second
+
+// openKeeper takes the state and brings database, audit log and generation files into step. It serves `ocspd keeper`, and verbs
+// while no keeper runs.
+func openKeeper(ctx context.Context, cfg *config, log *slog.Logger) (*keeper, error) {
+	for _, dir := range []string{cfg.State, cfg.keeperDir(), cfg.generations()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("state: %w", err)
+		}
+	}
+	k := &keeper{role: &role{name: "keeper", cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second)}}
+	var err error
+	if k.unlock, err = lockState(ctx, cfg.keeperDir()); err != nil {
+		return nil, err
+	}
+	if err := k.open(ctx); err != nil {
+		k.close()
+		return nil, err
+	}
+	return k, nil
+}
+
+func (k *keeper) open(ctx context.Context) (err error) {
+	if k.store, err = db.Open(ctx, k.cfg.database(), k.log); err != nil {
+		return err
+	}
+	signer, public, err := audit.LoadOrCreateKey(filepath.Join(k.cfg.keeperDir(), "audit.key"), "ocspd/keeper")
+	if err != nil {
+		return err
+	}
+	if k.audit, err = audit.Open(k.cfg.keeperLog(), signer, public, k.log); err != nil {
+		return err
+	}
+	k.feed = responder.NewFeed(k.reports.take)
+	spool := filepath.Join(k.cfg.keeperDir(), "spool")
+	if err := cleanSpool(spool); err != nil {
+		return err
+	}
+	k.fetcher = ingest.NewFetcher(spool)
+	for _, c := range k.cfg.Issuers {
+		i, err := k.openIssuer(ctx, c)
+		if err != nil {
+			return err
+		}
+		k.issuers = append(k.issuers, i)
+	}
+	return k.closeAborted(ctx)
+}
+
+func lockState(ctx context.Context, dir string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		if unlock, err = db.Lock(dir); err == nil {
+			return unlock, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func cleanSpool(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	left, err := filepath.Glob(filepath.Join(dir, ingest.SpoolPrefix+"*"))
+	for _, f := range left {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err
+}
+
+func (k *keeper) close() {
+	if k.audit != nil {
+		k.audit.Close()
+	}
+	if k.store != nil {
+		k.store.Close()
+	}
+	k.unlock()
+}
+
+// openIssuer makes the pointer file say what the database says: a crash may have come between the two. Sources that are no longer
+// configured go out of force.
+func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, error) {
+	issuer, err := loadIssuer(c)
+	if err != nil {
+		return nil, err
+	}
+	i := &keptIssuer{config: c, issuer: issuer}
+	for _, s := range c.Sources {
+		i.sources = append(i.sources, &source{sourceConfig: s})
+	}
+	if err := k.store.Register(ctx, issuer.ID, c.Name); err != nil {
+		return nil, err
+	}
+	known, err := k.store.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range known {
+		if d.ID != issuer.ID || d.Number == 0 {
+			continue
+		}
+		i.number = d.Number
+		if d.Gen.Name == "" {
+			continue
+		}
+		if at, err := generation.Pointed(k.cfg.generations(), c.Name); err != nil || at != d.Gen {
+			if err := generation.Point(k.cfg.generations(), c.Name, d.Gen); err != nil {
+				return nil, fmt.Errorf("issuer %s: %w", c.Name, err)
+			}
+		}
+	}
+	k.feed.State(issuer.ID, i.number)
+	if err := generation.Clean(k.cfg.generations(), c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("issuer %s: %w", c.Name, err)
+	}
+	return i, k.dropUnconfigured(ctx, i)
+}
+
+// dropUnconfigured takes what no configured source gives out of force, and makes a generation where its files have to be written anew.
+func (k *keeper) dropUnconfigured(ctx context.Context, i *keptIssuer) error {
+	lineages, err := k.store.Lineages(ctx, i.issuer.ID)
+	if err != nil {
+		return err
+	}
+	for _, l := range lineages {
+		if i.wants(l.Key) {
+			continue
+		}
+		k.log.Warn("source is no longer configured and goes out of force", "issuer", i.config.Name, "source", l.Location)
+		staged, err := k.store.StageRemoval(ctx, i.issuer.ID, l.Key)
+		if err != nil {
+			return err
+		}
+		event := audit.Record{Event: "source.remove", Subject: i.config.Name, Details: []audit.Detail{{Name: "source", Value: l.Location}}}
+		if _, err := k.flip(ctx, i, staged, event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wants reports whether a lineage belongs to the issuer as it is configured. An issuer without sources takes what is handed in.
+func (i *keptIssuer) wants(key string) bool {
+	if key == crlLineage || len(i.sources) == 0 {
+		return len(i.sources) == 0 || i.hasCRL()
+	}
+	for _, s := range i.sources {
+		if s.Index != "" && indexLineage(s.Index) == key {
+			return true
+		}
+	}
+	return false
+}
+
+func (i *keptIssuer) hasCRL() bool {
+	for _, s := range i.sources {
+		if s.CRL != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// complete reports whether every source that the issuer needs is among the lineages.
+func (i *keptIssuer) complete(lineages []db.Lineage) bool {
+	has := map[string]bool{}
+	for _, l := range lineages {
+		has[l.Key] = true
+	}
+	for _, s := range i.sources {
+		if s.CRL != "" && !has[crlLineage] || s.Index != "" && !has[indexLineage(s.Index)] {
+			return false
+		}
+	}
+	return len(lineages) > 0
+}
+
+// Keys of lineages, as package db makes them.
+const crlLineage = "crl"
+
+func indexLineage(location string) string { return "index:" + location }
+
+func (k *keeper) issuer(name string) (*keptIssuer, error) {
+	for _, i := range k.issuers {
+		if i.config.Name == name {
+			return i, nil
+		}
+	}
+	return nil, noSuchIssuer(k.cfg, name)
+}
+
+// closeAborted records that an import or revocation which the log announces never came into force: the process ended before.
+func (k *keeper) closeAborted(ctx context.Context) error {
+	size := k.audit.Head().Size
+	const tail = 2000 // records; a crash concerns the last few
+	from := uint64(0)
+	if size > tail {
+		from = size - tail
+	}
+	inForce := map[string]int64{}
+	known, err := k.store.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range known {
+		inForce[d.Name] = d.Leaf
+	}
+	open := map[string]audit.Record{} // by issuer: the last announcement
+	for r, err := range k.audit.Records(from) {
+		if err != nil {
+			return err
+		}
+		switch {
+		case r.Outcome == outcomeAccepted:
+			open[r.Subject] = r
+		case r.Outcome == outcomeAborted:
+			delete(open, r.Subject)
+		}
+	}
+	for name, r := range open {
+		if leaf, known := inForce[name]; known && leaf < int64(r.Sequence) {
+			if err := k.record(ctx, aborted(r, "the process ended before it came into force")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Outcomes of records. An accepted change is in force unless an aborted one follows.
+const (
+	outcomeAccepted = "accepted"
+	outcomeAborted  = "aborted"
+	outcomeRefused  = "refused"
+	outcomeOK       = "ok"
+)
+
+func aborted(r audit.Record, why string) audit.Record {
+	return audit.Record{Event: r.Event, Actor: "keeper", Subject: r.Subject, Outcome: outcomeAborted, Details: []audit.Detail{
+		{Name: "record", Value: fmt.Sprint(r.Sequence)}, {Name: "reason", Value: why}}}
+}
+
+// record appends to the audit log; where it cannot, an alarm stands until it can.
+func (k *keeper) record(ctx context.Context, r audit.Record) error {
+	if r.Actor == "" {
+		r.Actor = actorOf(ctx)
+	}
+	_, err := k.audit.Append(ctx, r)
+	k.alarms.when(err != nil, alarmAuditLog, "", fmt.Sprintf("%v", err))
+	if err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	return nil
+}
+
+func runKeeper(ctx context.Context, r *role) error {
+	k, err := openKeeper(ctx, r.cfg, r.log)
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	k.role = r
+	if err := k.record(ctx, audit.Record{Event: "keeper.start", Outcome: outcomeOK, Details: []audit.Detail{{Name: "version", Value: version()}}}); err != nil {
+		return err
+	}
+	control, err := listenUnix(k.cfg.keeperSocket())
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	feed, err := listenUnix(k.cfg.feedSocket())
+	if err != nil {
+		return err
+	}
+	defer feed.Close()
+	admin, err := adminListeners(k.cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	failed := make(chan error, 3+len(admin))
+	run := func(f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				failed <- err
+			}
+		})
+	}
+	run(func() error { return k.serveControl(ctx, control) })
+	run(func() error { return k.feed.Serve(ctx, feed, allowUsers(userFront, userSigner)) })
+	for _, l := range admin {
+		run(func() error {
+			return serveUntil(ctx, newHTTPServer(k.adminHandler(), k.log), l)
+		})
+	}
+	for _, i := range k.issuers {
+		for _, s := range i.sources {
+			wg.Go(func() { k.follow(ctx, i, s) })
+		}
+	}
+	wg.Go(func() { k.watch(ctx) })
+	k.ready()
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	cancel()
+	wg.Wait()
+	ending := context.WithoutCancel(ctx)
+	return errors.Join(err, k.record(ending, audit.Record{Event: "keeper.stop", Outcome: outcomeOK}))
+}
+
+// adminListeners takes over what the supervisor holds, or else listens itself.
+func adminListeners(cfg *config) ([]net.Listener, error) {
+	passed, err := systemd.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("listeners that were passed on: %w", err)
+	}
+	if l := passed[listenerAdmin]; len(l) > 0 || cfg.Listen.Admin == "" {
+		return l, nil
+	}
+	l, err := listenTCP(cfg.Listen.Admin)
+	if err != nil {
+		return nil, err
+	}
+	return []net.Listener{l}, nil
+}
+
+// watch raises and ends the alarms that depend on time alone.
+func (k *keeper) watch(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		k.checkSources(ctx, time.Now())
+		k.checkRoles(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (k *keeper) checkSources(ctx context.Context, now time.Time) {
+	for _, i := range k.issuers {
+		name := i.config.Name
+		lineages, err := k.store.Lineages(ctx, i.issuer.ID)
+		if ctx.Err() != nil {
+			return
+		}
+		k.alarms.when(err != nil, alarmDatabase, name, fmt.Sprint(err))
+		if err != nil {
+			continue
+		}
+		var stale, aging []string
+		if !i.complete(lineages) && now.Sub(k.since) > roleGrace {
+			stale = append(stale, "not every source has delivered yet")
+		}
+		for _, l := range lineages {
+			ends := l.NextUpdate.UTC().Format(time.RFC3339)
+			age := float64(now.Sub(l.ThisUpdate)) / float64(l.NextUpdate.Sub(l.ThisUpdate))
+			switch {
+			case age >= 1:
+				stale = append(stale, fmt.Sprintf("%s ended %s; every answer of this issuer is tryLater until a newer one is there", l.Location, ends))
+			case age >= 0.8:
+				aging = append(aging, fmt.Sprintf("%s: 80 %% of its time is over; it ends %s", l.Location, ends))
+			case age >= 0.5:
+				aging = append(aging, fmt.Sprintf("%s: half of its time is over; it ends %s", l.Location, ends))
+			}
+		}
+		k.alarms.when(len(stale) > 0, alarmSourceStale, name, strings.Join(stale, "; "))
+		k.alarms.when(len(aging) > 0, alarmSourceAging, name, strings.Join(aging, "; "))
+	}
+}
+
+const roleGrace = 3 * time.Second // a role that starts again is not missed for so long, nor are sources at the start
+
+func (k *keeper) checkRoles(now time.Time) {
+	for _, role := range []responder.Role{responder.RoleFront, responder.RoleSigner} {
+		missing := now.Sub(k.reports.seen(role, k.since)) > roleGrace
+		k.alarms.when(missing, alarmRoleDown, role.String(), role.String()+" is not connected to keeper")
+	}
+}
+
+// reports are what front and signer last told of themselves.
+type reports struct {
+	mu  sync.Mutex
+	all map[responder.Role]*heardReport
+}
+
+type heardReport struct {
+	*roleReport
+	pid  int
+	at   time.Time
+	gone bool
+}
+
+func (r *reports) take(role responder.Role, pid int, body []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = map[responder.Role]*heardReport{}
+	}
+	if body == nil {
+		if h := r.all[role]; h != nil && h.pid == pid {
+			h.gone = true
+		}
+		return
+	}
+	report, err := readReport(body)
+	if err != nil {
+		return // whoever writes reports that are none is not heard
+	}
+	r.all[role] = &heardReport{report, pid, time.Now(), false}
+}
+
+// seen is when a role was last there, or fallback if it never was.
+func (r *reports) seen(role responder.Role, fallback time.Time) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.all[role]; h != nil {
+		return h.at
+	}
+	return fallback
+}
+
+// get is the last report of a role that is there, or nil.
+func (r *reports) get(role responder.Role) *heardReport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.all[role]; h != nil && !h.gone {
+		return h
+	}
+	return nil
+}
+
+// controlHandler is what verbs call.
+func (k *keeper) controlHandler() http.Handler {
+	m := http.NewServeMux()
+	m.Handle("POST /crl/import", handle(k.handleCRLImport))
+	m.Handle("POST /index/import", handle(k.handleIndexImport))
+	m.Handle("POST /crl/fetch", handle(k.handleFetch))
+	m.Handle("GET /crl/status", handle(k.handleSources))
+	m.Handle("POST /revoke", handle(k.handleRevoke))
+	m.Handle("POST /unrevoke", handle(k.handleUnrevoke))
+	m.Handle("GET /lookup", handle(k.handleLookup))
+	m.Handle("GET /status", handle(k.handleStatus))
+	m.Handle("GET /db/check", handle(k.handleCheck))
+	m.Handle("POST /db/backup", handle(k.handleBackup))
+	return m
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"ocspd/responder"
+	"ocspd/systemd"
+)
+
+// role is what front, signer and keeper have in common.
+type role struct {
+	name   string
+	cfg    *config
+	log    *slog.Logger
+	alarms *alarmSet
+	since  time.Time
+}
+
+// newRoleCmd makes the verb that runs a role until SIGTERM, SIGINT or, under `ocspd serve`, the end of the supervisor.
+func newRoleCmd(a *app, name, short string, run func(context.Context, *role) error) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Short: short, Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			ctx = withLifeline(ctx)
+			log := newLogger(a.stderr, name)
+			r := &role{name: name, cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second)}
+			if err := os.MkdirAll(cfg.Run, 0o755); err != nil {
+				return fmt.Errorf("run directory: %w", err)
+			}
+			log.Info("role starts", "pid", os.Getpid())
+			err = run(ctx, r)
+			if err == nil {
+				log.Info("role stops")
+			}
+			return err
+		},
+	}
+}
+
+func newLogger(w io.Writer, name string) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, nil)).With("role", name)
+}
+
+// supervised reports whether `ocspd serve` is our parent. It holds one end of our standard input, so that we end with it, however it ends.
+func supervised() bool { return os.Getenv(envSupervised) != "" }
+
+// restarted reports whether the supervisor has started this role before.
+func restarted() bool { return os.Getenv(envSupervised) == "again" }
+
+func withLifeline(ctx context.Context) context.Context {
+	if !supervised() {
+		return ctx
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the process at the latest: reading standard input cannot be stopped otherwise
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	return ctx
+}
+
+// ready tells whoever started us: the supervisor on the socket that is our standard input, or systemd.
+func (r *role) ready() {
+	r.log.Info("role is ready")
+	if supervised() {
+		os.Stdin.Write([]byte{1})
+		return
+	}
+	if err := systemd.Notify("READY=1"); err != nil {
+		r.log.Warn("systemd was not told", "error", err)
+	}
+}
+
+// roleReport is what front and signer tell keeper once a second, for `status` and the metrics.
+type roleReport struct {
+	Since  time.Time     `json:"since"`
+	Alarms []alarm       `json:"alarms"`
+	Front  *frontReport  `json:"front,omitempty"`
+	Signer *signerReport `json:"signer,omitempty"`
+}
+
+type frontReport struct {
+	Responses   map[string]uint64 `json:"responses"` // by response status
+	Hits        uint64            `json:"hits"`
+	Asked       uint64            `json:"asked"`
+	Busy        uint64            `json:"busy"`
+	Unreachable uint64            `json:"unreachable"`
+	Hashes      map[string]uint64 `json:"hashes"` // CertIDs by hash algorithm
+	Nonces      uint64            `json:"nonces"`
+	Defects     uint64            `json:"defects"`
+	Kept        uint64            `json:"kept"`
+	Refused     uint64            `json:"refused"` // connections, for want of room
+}
+
+type signerReport struct {
+	Signatures uint64         `json:"signatures"`
+	Tokens     []tokenReport  `json:"tokens"`
+	Issuers    []issuerReport `json:"issuers"`
+}
+
+type tokenReport struct {
+	Name  string `json:"name"`
+	Label string `json:"label"`
+	State string `json:"state"` // "ok" or what is wrong
+}
+
+type issuerReport struct {
+	Name       string    `json:"name"`
+	Generation uint64    `json:"generation"`
+	NotAfter   time.Time `json:"signer_not_after"`
+}
+
+func (r *role) report(fill func(*roleReport)) func() []byte {
+	return func() []byte {
+		report := roleReport{Since: r.since, Alarms: r.alarms.list()}
+		fill(&report)
+		b, err := json.Marshal(report)
+		if err != nil {
+			panic(err) // a type of ours that JSON cannot write
+		}
+		return b
+	}
+}
+
+// readReport is strict, since whoever took over front could write it: known alarms only, and texts cut.
+func readReport(b []byte) (*roleReport, error) {
+	d := json.NewDecoder(strings.NewReader(string(b)))
+	d.DisallowUnknownFields()
+	var r roleReport
+	if err := d.Decode(&r); err != nil {
+		return nil, err
+	}
+	kept := r.Alarms[:0]
+	for _, a := range r.Alarms {
+		for _, known := range knownAlarms {
+			if a.Name == known && len(kept) < 1000 {
+				a.Issuer, a.Text = oneLine(a.Issuer, 200), oneLine(a.Text, 1000)
+				kept = append(kept, a)
+			}
+		}
+	}
+	r.Alarms = kept
+	return &r, nil
+}
+
+// oneLine makes a text of a role's report safe to log and to print.
+func oneLine(s string, max int) string {
+	return cut(strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return ' '
+		}
+		return c
+	}, s), max)
+}
+
+// subscribe follows keeper's feed until ctx ends.
+func (r *role) subscribe(ctx context.Context, as responder.Role, apply func(responder.Change) error, fill func(*roleReport)) {
+	responder.Subscribe(ctx, dialUnix(r.cfg.feedSocket()), as, apply, r.report(fill))
+}

@@ -1,0 +1,283 @@
+package db
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/binary"
+	"fmt"
+	"sort"
+
+	"ocspd/pki"
+)
+
+const (
+	blockRecords = 98   // with its row's other columns they fill a page of 4096 octets and no second one
+	readBlocks   = 256  // read in one statement: 1 MiB; no read transaction is held between two
+	writeBlocks  = 512  // written in one transaction: 50,176 records, 2 MiB
+	writeChanges = 8192 // rows of history in one transaction
+)
+
+// carriedMark is what a record of a block has in place of a source: the source no longer lists it.
+const carriedMark = 1
+
+// block is a range of an import's records as it is stored.
+type block struct {
+	imp     int64
+	lo, hi  []byte
+	records []byte
+}
+
+func emptyBlock(lo []byte) block {
+	return block{lo: lo, records: make([]byte, 0, blockRecords*pki.PackedSize)}
+}
+
+func (b *block) sum() [sha256.Size]byte {
+	h := sha256.New()
+	var n [8]byte
+	for _, v := range []uint64{uint64(b.imp), uint64(len(b.lo)), uint64(len(b.hi))} {
+		binary.BigEndian.PutUint64(n[:], v)
+		h.Write(n[:])
+	}
+	h.Write(b.lo)
+	h.Write(b.hi)
+	h.Write(b.records)
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// scan takes a row of lo, hi, records, sha256 and believes nothing in it before its digest.
+func (b *block) scan(row interface{ Scan(...any) error }) error {
+	var sum []byte
+	if err := row.Scan(&b.lo, &b.hi, &b.records, &sum); err != nil {
+		return err
+	}
+	if want := b.sum(); string(sum) != string(want[:]) || len(b.records)%pki.PackedSize != 0 {
+		return damaged("import %d: the block from serial %x on is not as it was written", b.imp, b.lo)
+	}
+	return nil
+}
+
+func damaged(format string, a ...any) error {
+	return fmt.Errorf("%w: %s; stop keeper and restore a backup", ErrDamaged, fmt.Sprintf(format, a...))
+}
+
+// find is what an import says of a serial; nil means that it says nothing, which is proven.
+func (s *Store) find(ctx context.Context, imp int64, serial pki.Serial) (*pki.Packed, error) {
+	b := block{imp: imp}
+	octets := serial.Bytes()
+	err := b.scan(s.r.QueryRowContext(ctx,
+		`SELECT lo, hi, records, sha256 FROM block WHERE import = ? AND lo <= ? ORDER BY lo DESC LIMIT 1`, imp, octets))
+	if err == sql.ErrNoRows {
+		return nil, damaged("import %d: no block covers serial %s", imp, serial)
+	}
+	if err != nil {
+		return nil, explain(err)
+	}
+	if string(octets) < string(b.lo) || len(b.hi) > 0 && string(octets) >= string(b.hi) {
+		return nil, damaged("import %d: no block covers serial %s", imp, serial)
+	}
+	key := pki.Pack(serial, pki.Status{}, 0)
+	n := len(b.records) / pki.PackedSize
+	at := func(i int) *pki.Packed { return (*pki.Packed)(b.records[i*pki.PackedSize:]) }
+	if i := sort.Search(n, func(i int) bool { return at(i).Compare(&key) >= 0 }); i < n && at(i).Compare(&key) == 0 {
+		p := *at(i)
+		return &p, nil
+	}
+	return nil, nil
+}
+
+// walker reads an import's records in order. Import 0 is the one that has none.
+type walker struct {
+	s       *Store
+	imp     int64
+	want    int64 // records that the import has
+	n       int64
+	blocks  []block
+	records []byte
+	lo      []byte // where the next block begins; nil after the last
+}
+
+func (s *Store) walk(imp, count int64) *walker {
+	w := &walker{s: s, imp: imp, want: count, lo: []byte{}}
+	if imp == 0 {
+		w.lo = nil
+	}
+	return w
+}
+
+// next is nil at the end, which it reaches only with every block seen and whole.
+func (w *walker) next(ctx context.Context) (*pki.Packed, error) {
+	for len(w.records) == 0 {
+		if len(w.blocks) == 0 {
+			if w.lo == nil {
+				if w.n != w.want {
+					return nil, damaged("import %d: holds %d records, not %d", w.imp, w.n, w.want)
+				}
+				return nil, nil
+			}
+			if err := w.fill(ctx); err != nil {
+				return nil, err
+			}
+		}
+		w.records, w.blocks = w.blocks[0].records, w.blocks[1:]
+	}
+	p := (*pki.Packed)(w.records)
+	w.records = w.records[pki.PackedSize:]
+	w.n++
+	return p, nil
+}
+
+func (w *walker) fill(ctx context.Context) error {
+	rows, err := w.s.r.QueryContext(ctx,
+		`SELECT lo, hi, records, sha256 FROM block WHERE import = ? AND lo >= ? ORDER BY lo LIMIT ?`, w.imp, w.lo, readBlocks)
+	if err != nil {
+		return explain(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		b := block{imp: w.imp}
+		if err := b.scan(rows); err != nil {
+			return explain(err)
+		}
+		if w.lo == nil || string(b.lo) != string(w.lo) {
+			return damaged("import %d: a block begins at serial %x where one at %x belongs", w.imp, b.lo, w.lo)
+		}
+		w.lo = b.hi
+		if len(b.hi) == 0 {
+			w.lo = nil
+		}
+		w.blocks = append(w.blocks, b)
+	}
+	if err := rows.Err(); err != nil {
+		return explain(err)
+	}
+	if len(w.blocks) == 0 {
+		return damaged("import %d: the block from serial %x on is missing", w.imp, w.lo)
+	}
+	return nil
+}
+
+// stager writes an import's blocks and what it changes, in short transactions between which other writers come to
+// their turn. Records come in order.
+type stager struct {
+	s         *Store
+	imp       int64
+	issuer    int64
+	at        int64
+	open      block
+	blocks    []block
+	changes   []changeRow
+	n         int64
+	carried   int64
+	committed func(records int64)
+}
+
+// changeRow is a row of history in the making.
+type changeRow struct {
+	serial   pki.Serial
+	from, to pki.Status
+	carried  bool
+}
+
+func (w *stager) add(ctx context.Context, p *pki.Packed) error {
+	if len(w.open.records) == blockRecords*pki.PackedSize {
+		if err := w.cut(ctx, p.Serial().Bytes()); err != nil {
+			return err
+		}
+	}
+	w.open.records = append(w.open.records, p[:]...)
+	w.n++
+	if p.Source() == carriedMark {
+		w.carried++
+	}
+	return nil
+}
+
+// cut ends the open block where the next begins.
+func (w *stager) cut(ctx context.Context, hi []byte) error {
+	w.open.imp, w.open.hi = w.imp, hi
+	w.blocks = append(w.blocks, w.open)
+	w.open = emptyBlock(hi)
+	if len(w.blocks) < writeBlocks {
+		return nil
+	}
+	return w.flush(ctx)
+}
+
+func (w *stager) changed(ctx context.Context, c changeRow) error {
+	w.changes = append(w.changes, c)
+	if len(w.changes) < writeChanges {
+		return nil
+	}
+	return w.flush(ctx)
+}
+
+// finish writes what is left and says how much there is.
+func (w *stager) finish(ctx context.Context) error {
+	if err := w.cut(ctx, []byte{}); err != nil {
+		return err
+	}
+	if err := w.flush(ctx); err != nil {
+		return err
+	}
+	return w.s.change(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE import SET count = ?, carried = ? WHERE id = ?`, w.n, w.carried, w.imp)
+		return err
+	})
+}
+
+func (w *stager) flush(ctx context.Context) error {
+	sums := make([][sha256.Size]byte, len(w.blocks)) // before the writer is taken
+	for i := range w.blocks {
+		sums[i] = w.blocks[i].sum()
+	}
+	err := w.s.change(ctx, func(tx *sql.Tx) error {
+		insert, err := tx.PrepareContext(ctx, `INSERT INTO block (import, lo, hi, records, sha256) VALUES (?, ?, ?, ?, ?)`)
+		if err != nil {
+			return err
+		}
+		defer insert.Close()
+		for i, b := range w.blocks {
+			if _, err := insert.ExecContext(ctx, b.imp, b.lo, b.hi, b.records, sums[i][:]); err != nil {
+				return err
+			}
+		}
+		return w.writeChanges(ctx, tx)
+	})
+	w.blocks, w.changes = w.blocks[:0], w.changes[:0]
+	if err == nil && w.committed != nil {
+		w.committed(w.n)
+	}
+	return err
+}
+
+func (w *stager) writeChanges(ctx context.Context, tx *sql.Tx) error {
+	if len(w.changes) == 0 {
+		return nil
+	}
+	insert, err := tx.PrepareContext(ctx, insertHistory)
+	if err != nil {
+		return err
+	}
+	defer insert.Close()
+	for _, c := range w.changes {
+		if _, err := insert.ExecContext(ctx, c.row(w.issuer, w.imp, nil, w.at, "", "")...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const insertHistory = `INSERT INTO history (issuer, serial, import, generation, at,
+	from_state, from_reason, from_revoked_at, from_invalidity,
+	to_state, to_reason, to_revoked_at, to_invalidity, carried, actor, note)
+	VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+// row has the columns of insertHistory.
+func (c *changeRow) row(issuer int64, imp, generation any, at int64, actor, note string) []any {
+	return []any{
+		issuer, c.serial.Bytes(), imp, generation, at,
+		c.from.State, c.from.Reason, seconds(c.from.RevokedAt), seconds(c.from.InvalidityDate),
+		c.to.State, c.to.Reason, seconds(c.to.RevokedAt), seconds(c.to.InvalidityDate), c.carried, actor, note,
+	}
+}

@@ -1,0 +1,326 @@
+package responder
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"ocspd/pki"
+)
+
+var issuerA, issuerB = pki.IssuerID{0xa}, pki.IssuerID{0xb}
+
+// A book writes down what happens, in order.
+type book struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (b *book) note(format string, args ...any) {
+	b.mu.Lock()
+	b.lines = append(b.lines, fmt.Sprintf(format, args...))
+	b.mu.Unlock()
+}
+
+func (b *book) all() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.lines)
+}
+
+// await waits until the book holds a line, and says where it stands.
+func (b *book) await(t testing.TB, line string) int {
+	t.Helper()
+	for limit := time.Now().Add(10 * time.Second); time.Now().Before(limit); time.Sleep(time.Millisecond) {
+		if i := slices.Index(b.all(), line); i >= 0 {
+			return i
+		}
+	}
+	t.Fatalf("%q does not happen; what does: %q", line, b.all())
+	return 0
+}
+
+// feedKit is a feed that is served, with everything written down.
+type feedKit struct {
+	*Feed
+	book
+	t    testing.TB
+	dial func(context.Context) (net.Conn, error)
+	stop func()
+}
+
+func newFeedKit(t testing.TB) *feedKit {
+	k := &feedKit{t: t}
+	path, dial := socket(t)
+	k.dial = dial
+	k.Feed = NewFeed(func(role Role, pid int, body []byte) {
+		if body == nil {
+			k.note("%s %d is gone", role, pid)
+		} else {
+			k.note("%s %d reports %s", role, pid, body)
+		}
+	})
+	k.stop = serve(t, path, func(ctx context.Context, l net.Listener) error {
+		return k.Serve(ctx, l, func(net.Conn) (int, error) { return 42, nil })
+	})
+	return k
+}
+
+// subscribe follows the feed until the function that it returns is called.
+func (k *feedKit) subscribe(role Role, name string, apply func(Change) error) (leave func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		Subscribe(ctx, k.dial, role, func(c Change) error {
+			err := apply(c)
+			k.note("%s %x %d-%d all=%v %d", name, c.Issuer[0], c.From, c.To, c.All, len(c.Serials))
+			return err
+		}, func() []byte { return []byte(name) })
+	}()
+	leave = func() { cancel(); <-ended }
+	k.t.Cleanup(leave)
+	return leave
+}
+
+func takes(Change) error { return nil }
+
+func (k *feedKit) publish(c Change) Delivery {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return k.Publish(ctx, c)
+}
+
+func (k *feedKit) want(what string, got, want Delivery) {
+	k.t.Helper()
+	if !errors.Is(got.Signer, want.Signer) || !errors.Is(got.Front, want.Front) || (got.Signer == nil) != (want.Signer == nil) || (got.Front == nil) != (want.Front == nil) {
+		k.t.Errorf("%s: %+v, want %+v", what, got, want)
+	}
+}
+
+// Signer is told before front; both are asked to confirm; whoever comes is told where everything stands; who is away is said to be.
+func TestFeedOrder(t *testing.T) {
+	k := newFeedKit(t)
+	k.State(issuerA, 3)
+	k.State(issuerB, 8)
+	k.want("nobody there", k.publish(Change{Issuer: issuerA, From: 3, To: 4}), Delivery{ErrAbsent, ErrAbsent})
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "front 42 reports front")
+	k.await(t, "front a 0-4 all=true 0")
+	k.await(t, "front b 0-8 all=true 0")
+	k.want("front alone", k.publish(Change{Issuer: issuerA, From: 4, To: 5, Serials: []pki.Serial{serial("G"), serial("N")}}), Delivery{ErrAbsent, nil})
+	k.await(t, "front a 4-5 all=false 2")
+	leave := k.subscribe(RoleSigner, "signer", func(Change) error { time.Sleep(20 * time.Millisecond); return nil })
+	k.await(t, "signer b 0-8 all=true 0")
+	k.await(t, "signer a 0-5 all=true 0")
+	k.want("both", k.publish(Change{Issuer: issuerA, From: 5, To: 6, All: true}), Delivery{})
+	if s, f := k.await(t, "signer a 5-6 all=true 0"), k.await(t, "front a 5-6 all=true 0"); s > f {
+		t.Error("front was told before signer had confirmed")
+	}
+	leave()
+	k.await(t, "signer 42 is gone")
+	k.want("signer left", k.publish(Change{Issuer: issuerA, From: 6, To: 7}), Delivery{ErrAbsent, nil})
+	many := Change{Issuer: issuerB, From: 8, To: 9, Serials: make([]pki.Serial, MaxChanged+1)}
+	k.want("too many to name", k.publish(many), Delivery{ErrAbsent, nil})
+	k.await(t, "front b 8-9 all=true 0")
+	k.stop() // although subscribers are there
+}
+
+// A change that is refused is not confirmed; front is told all the same, so that it does not go on giving the old status.
+func TestFeedRefused(t *testing.T) {
+	k := newFeedKit(t)
+	k.subscribe(RoleSigner, "signer", func(c Change) error {
+		if c.To == 2 {
+			return errors.New("older than what was answered by")
+		}
+		return nil
+	})
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "signer 42 reports signer")
+	k.await(t, "front 42 reports front")
+	k.want("refused", k.publish(Change{Issuer: issuerA, From: 1, To: 2}), Delivery{ErrRefused, nil})
+	k.want("taken", k.publish(Change{Issuer: issuerA, From: 2, To: 3}), Delivery{})
+}
+
+// A signer that is slow uses up the time that there is, front is told all the same, and the late confirmation is not taken for the next one's.
+func TestFeedSlowSigner(t *testing.T) {
+	k := newFeedKit(t)
+	first, release := true, make(chan struct{})
+	k.subscribe(RoleSigner, "signer", func(Change) error {
+		if first {
+			first = false
+			<-release
+			return nil
+		}
+		return errors.New("no")
+	})
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "signer 42 reports signer")
+	k.await(t, "front 42 reports front")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	k.want("slow", k.Publish(ctx, Change{Issuer: issuerA, From: 1, To: 2}), Delivery{context.DeadlineExceeded, nil})
+	go func() { time.Sleep(20 * time.Millisecond); close(release) }()
+	k.want("the next", k.publish(Change{Issuer: issuerA, From: 2, To: 3}), Delivery{ErrRefused, nil})
+}
+
+// A subscriber that does not read what it is told keeps nobody else waiting, neither when it comes nor later.
+func TestFeedHangingSubscriber(t *testing.T) {
+	k := newFeedKit(t)
+	for n := range 5000 { // more than a socket's buffer takes
+		k.State(pki.IssuerID{byte(n >> 8), byte(n), 1}, 1)
+	}
+	hung := must(k.dial(t.Context()))
+	defer hung.Close()
+	if err := writeFeed(hung, feedHello, []byte{byte(RoleSigner)}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	begun := time.Now()
+	k.State(issuerA, 1)
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "front a 0-1 all=true 0")
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("another subscriber waited %s", took)
+	}
+	// The hanging one is given up when its time is over; front is told.
+	k.want("with one that hangs", k.publish(Change{Issuer: issuerA, From: 1, To: 2}), Delivery{ErrAbsent, nil})
+}
+
+// Subscribers come and go while changes are published: each that stays gets all of them in order, or the state after what it missed.
+func TestFeedComingAndGoing(t *testing.T) {
+	k := newFeedKit(t)
+	var at [3]uint64
+	follower := func(i int) func(Change) error {
+		return func(c Change) error {
+			if c.From != 0 && c.From != at[i] || c.To < at[i] {
+				t.Errorf("follower %d stood at %d and is told %d-%d", i, at[i], c.From, c.To)
+			}
+			at[i] = c.To
+			return nil
+		}
+	}
+	k.State(issuerA, 1)
+	k.subscribe(RoleFront, "stays", follower(0))
+	k.await(t, "stays a 0-1 all=true 0")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := 1; i < 3; i++ {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				leave := k.subscribe(RoleSigner, "comes", follower(i))
+				time.Sleep(5 * time.Millisecond)
+				leave()
+			}
+		})
+	}
+	const last = 300
+	for n := uint64(2); n <= last; n++ {
+		time.Sleep(time.Millisecond)
+		k.publish(Change{Issuer: issuerA, From: n - 1, To: n, Serials: []pki.Serial{serialOf(int(n))}})
+	}
+	close(stop)
+	wg.Wait()
+	k.await(t, fmt.Sprintf("stays a %d-%d all=false 1", last-1, last))
+}
+
+// Keeper comes back: subscribers connect again by themselves and are told where everything stands.
+func TestFeedKeeperRestarts(t *testing.T) {
+	path, dial := socket(t)
+	k := &feedKit{t: t, dial: dial}
+	k.subscribe(RoleFront, "front", takes)
+	for n := uint64(1); n <= 3; n++ {
+		k.Feed = NewFeed(func(Role, int, []byte) {})
+		k.State(issuerA, n)
+		stop := serve(t, path, func(ctx context.Context, l net.Listener) error {
+			return k.Serve(ctx, l, func(net.Conn) (int, error) { return 1, nil })
+		})
+		k.await(t, fmt.Sprintf("front a 0-%d all=true 0", n))
+		stop()
+	}
+}
+
+// The form of changes, and what departs from it.
+func TestFeedForm(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := Change{From: rapid.Uint64().Draw(t, "from"), To: rapid.Uint64().Draw(t, "to"), All: rapid.Bool().Draw(t, "all")}
+		for range rapid.IntRange(0, 20).Draw(t, "count") {
+			c.Serials = append(c.Serials, serialOf(int(rapid.Int64().Draw(t, "serial"))))
+		}
+		var back Change
+		if err := back.read(c.append(nil)); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c, back, cmpopts.EquateEmpty(), cmp.AllowUnexported(pki.Serial{})); d != "" {
+			t.Fatal(d)
+		}
+	})
+	sound := (&Change{Issuer: issuerA, From: 1, To: 2, Serials: []pki.Serial{serial("G")}}).append(nil)
+	at := func(i int, b byte) []byte { f := bytes.Clone(sound); f[i] = b; return f }
+	for name, frame := range map[string][]byte{
+		"empty": {}, "cut": sound[:len(sound)-1], "too long": append(bytes.Clone(sound), 0), "all is 2": at(48, 2), "more serials than there are": at(52, 2),
+		"more serials than may be": at(50, 0xff), "no serial": at(53, 0), "a serial of 21 octets": at(53, 21), "octets after the serial": at(len(sound)-1, 1),
+	} {
+		if err := new(Change).read(frame); !errors.Is(err, errFrame) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	most := Change{Serials: slices.Repeat([]pki.Serial{serial("L")}, MaxChanged)}
+	if frame := most.append(nil); len(frame) > maxFeed || most.read(frame) != nil {
+		t.Error("the largest change does not fit")
+	}
+}
+
+// The form of what subscribers send: anything else ends the connection, and keeper goes on.
+func TestFeedRefusesForms(t *testing.T) {
+	k := newFeedKit(t)
+	hello := []byte{0, 0, 0, 2, feedHello, 'f'}
+	for name, octets := range map[string][]byte{
+		"no hello":           {0, 0, 0, 2, feedReport, 'f'},
+		"no role":            {0, 0, 0, 2, feedHello, 'x'},
+		"a long hello":       {0, 0, 0, 200, feedHello},
+		"an empty message":   append(bytes.Clone(hello), 0, 0, 0, 0),
+		"a huge message":     append(bytes.Clone(hello), 0xff, 0xff, 0xff, 0xff),
+		"an unknown type":    append(bytes.Clone(hello), 0, 0, 0, 1, 9),
+		"a second hello":     append(bytes.Clone(hello), hello...),
+		"an ack that is cut": append(bytes.Clone(hello), 0, 0, 0, 2, feedAck, 1),
+		"an ack that says 2": append(append(bytes.Clone(hello), 0, 0, 0, 42, feedAck), append(make([]byte, 40), 2)...),
+	} {
+		c := must(k.dial(t.Context()))
+		c.SetDeadline(time.Now().Add(4 * time.Second))
+		c.Write(octets)
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", name, err)
+		}
+		c.Close()
+	}
+	// Acks that nobody waits for are of no consequence, however many.
+	c := must(k.dial(t.Context()))
+	defer c.Close()
+	c.Write(hello)
+	for n := range 5000 {
+		if err := writeFeed(c, feedAck, append(binary.BigEndian.AppendUint64(make([]byte, 32), uint64(n)), 1)); err != nil {
+			t.Fatalf("ack %d: %v", n, err)
+		}
+	}
+	if err := writeFeed(c, feedReport, []byte("still there")); err != nil {
+		t.Fatal(err)
+	}
+	k.await(t, "front 42 reports still there")
+}

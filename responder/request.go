@@ -1,0 +1,218 @@
+package responder
+
+import (
+	"bytes"
+	encoding "encoding/asn1"
+	"errors"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// MaxNonce is the largest nonce in octets (RFC 9654 section 2.1).
+const MaxNonce = 128
+
+// errMalformed is the one error of the decoder: what exactly was wrong is nobody's business but a debugger's.
+var errMalformed = errors.New("malformed OCSP request")
+
+// Object identifiers below id-pkix-ocsp, 1.3.6.1.5.5.7.48.1, as content octets.
+var (
+	oidBasic           = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x01}
+	oidNonce           = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x02}
+	oidResponseTypes   = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x04}
+	oidServiceLocator  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x07}
+	oidPreferredAlgs   = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x08}
+	oidExtendedRevoke  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x09}
+	oidInvalidityDate  = []byte{0x55, 0x1d, 0x18}
+	contextConstructed = func(n asn1.Tag) asn1.Tag { return n.ContextSpecific().Constructed() }
+)
+
+// maxPreferredAlgorithms bounds the list of RFC 6960 section 4.4.7, which nobody needs to be long.
+const maxPreferredAlgorithms = 64
+
+// Request is an OCSPRequest (RFC 6960 section 4.1.1) as far as an answer depends on it. Its slices are parts of
+// the bytes it was read from.
+type Request struct {
+	CertIDs []CertID // in the client's order, at least one
+	Nonce   []byte   // the nonce's value, 1 to MaxNonce octets; nil without one
+
+	first    [1]CertID // holds nearly every request's only CertID, so that reading it allocates nothing
+	sawNonce bool      // of whatever form
+}
+
+// Read decodes one request, strictly: DER, nothing left over anywhere, and no critical extension that we do not
+// act on. It accepts at most max CertIDs. Two things that are not DER are let pass, since clients do write them: an explicit version
+// v1 and an explicit `critical FALSE`. A signature and a requestorName are read and ignored (RFC 9919 section 3.1.2).
+func (r *Request) Read(der []byte, max int) error {
+	r.CertIDs, r.Nonce, r.sawNonce = r.first[:0], nil, false
+	s := cryptobyte.String(der)
+	var request, tbs, list, v cryptobyte.String
+	var present bool
+	if !s.ReadASN1(&request, asn1.SEQUENCE) || !s.Empty() ||
+		!request.ReadASN1(&tbs, asn1.SEQUENCE) ||
+		!readVersion(&tbs) ||
+		!tbs.ReadOptionalASN1(&v, &present, contextConstructed(1)) || present && !isGeneralName(v) ||
+		!tbs.ReadASN1(&list, asn1.SEQUENCE) || list.Empty() {
+		return errMalformed
+	}
+	for !list.Empty() {
+		if len(r.CertIDs) == max || !r.readSingle(&list) {
+			return errMalformed
+		}
+	}
+	if !tbs.ReadOptionalASN1(&v, &present, contextConstructed(2)) ||
+		present && !eachExtension(v, r.requestExtension) || !tbs.Empty() {
+		return errMalformed
+	}
+	if !request.ReadOptionalASN1(&v, &present, contextConstructed(0)) || present && !isSignature(v) || !request.Empty() {
+		return errMalformed
+	}
+	return nil
+}
+
+func readVersion(tbs *cryptobyte.String) bool {
+	var v, n cryptobyte.String
+	var present bool
+	if !tbs.ReadOptionalASN1(&v, &present, contextConstructed(0)) {
+		return false
+	}
+	return !present || v.ReadASN1(&n, asn1.INTEGER) && v.Empty() && len(n) == 1 && n[0] == 0
+}
+
+// isGeneralName looks at the outer form only: nothing depends on a name that nobody signed.
+func isGeneralName(s cryptobyte.String) bool {
+	var v cryptobyte.String
+	var tag asn1.Tag
+	return s.ReadAnyASN1(&v, &tag) && s.Empty() && tag&0xc0 == 0x80 && tag&0x1f <= 8
+}
+
+func (r *Request) readSingle(list *cryptobyte.String) bool {
+	var single, v cryptobyte.String
+	var present bool
+	var id CertID
+	if !list.ReadASN1(&single, asn1.SEQUENCE) || !id.read(&single) ||
+		!single.ReadOptionalASN1(&v, &present, contextConstructed(0)) ||
+		present && !eachExtension(v, singleExtension) || !single.Empty() {
+		return false
+	}
+	r.CertIDs = append(r.CertIDs, id)
+	return true
+}
+
+// eachExtension walks Extensions (RFC 5280 section 4.1), which hold at least one.
+func eachExtension(s cryptobyte.String, f func(oid []byte, critical bool, value cryptobyte.String) bool) bool {
+	var list cryptobyte.String
+	if !s.ReadASN1(&list, asn1.SEQUENCE) || !s.Empty() || list.Empty() {
+		return false
+	}
+	for !list.Empty() {
+		var ext, oid, value cryptobyte.String
+		critical := false
+		if !list.ReadASN1(&ext, asn1.SEQUENCE) || !readOID(&ext, &oid) ||
+			ext.PeekASN1Tag(asn1.BOOLEAN) && !ext.ReadASN1Boolean(&critical) ||
+			!ext.ReadASN1(&value, asn1.OCTET_STRING) || !ext.Empty() || !f(oid, critical, value) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *Request) requestExtension(oid []byte, critical bool, value cryptobyte.String) bool {
+	switch {
+	case bytes.Equal(oid, oidNonce):
+		return r.readNonce(value)
+	case bytes.Equal(oid, oidResponseTypes):
+		return isListOf(value, len(value), func(s *cryptobyte.String) bool { return readOID(s, new(cryptobyte.String)) })
+	case bytes.Equal(oid, oidPreferredAlgs):
+		return isListOf(value, maxPreferredAlgorithms, skipPreferredAlgorithm)
+	}
+	return !critical
+}
+
+// singleExtension: of the two that RFC 6960 knows here, a service locator would have us call a stranger's address, and a
+// nonce belongs elsewhere; both are ignored, and refused where the client insists.
+func singleExtension(_ []byte, critical bool, _ cryptobyte.String) bool { return !critical }
+
+// readNonce takes the nonce of RFC 9654: an OCTET STRING within the extension's own. Raw octets, which old clients
+// sent, are no nonce to us: their answer carries none.
+func (r *Request) readNonce(value cryptobyte.String) bool {
+	if r.sawNonce || len(value) == 0 {
+		return false
+	}
+	r.sawNonce = true
+	var nonce cryptobyte.String
+	if s := value; !s.ReadASN1(&nonce, asn1.OCTET_STRING) || !s.Empty() {
+		return len(value) <= MaxNonce
+	}
+	if len(nonce) == 0 || len(nonce) > MaxNonce {
+		return false
+	}
+	r.Nonce = nonce
+	return true
+}
+
+func isListOf(s cryptobyte.String, max int, skip func(*cryptobyte.String) bool) bool {
+	var list cryptobyte.String
+	if !s.ReadASN1(&list, asn1.SEQUENCE) || !s.Empty() {
+		return false
+	}
+	for n := 0; !list.Empty(); n++ {
+		if n == max || !skip(&list) {
+			return false
+		}
+	}
+	return true
+}
+
+// skipPreferredAlgorithm: PreferredSignatureAlgorithm ::= SEQUENCE { sigIdentifier, pubKeyAlgIdentifier OPTIONAL }. Each issuer has one
+// key, so there is nothing to choose.
+func skipPreferredAlgorithm(s *cryptobyte.String) bool {
+	var alg cryptobyte.String
+	return s.ReadASN1(&alg, asn1.SEQUENCE) && skipAlgorithm(&alg) && (alg.Empty() || skipAlgorithm(&alg) && alg.Empty())
+}
+
+func skipAlgorithm(s *cryptobyte.String) bool {
+	var alg, oid, params cryptobyte.String
+	var tag asn1.Tag
+	return s.ReadASN1(&alg, asn1.SEQUENCE) && readOID(&alg, &oid) &&
+		(alg.Empty() || alg.ReadAnyASN1(&params, &tag) && alg.Empty())
+}
+
+// readOID reads the content octets of an OBJECT IDENTIFIER: sub-identifiers, each minimal and ended (X.690 section 8.19.2).
+func readOID(s, oid *cryptobyte.String) bool {
+	if !s.ReadASN1(oid, asn1.OBJECT_IDENTIFIER) || len(*oid) == 0 {
+		return false
+	}
+	begins := true
+	for _, b := range *oid {
+		if begins && b == 0x80 {
+			return false
+		}
+		begins = b < 0x80
+	}
+	return begins
+}
+
+// isSignature: Signature ::= SEQUENCE { signatureAlgorithm, signature BIT STRING, certs [0] EXPLICIT SEQUENCE OF Certificate OPTIONAL }
+func isSignature(s cryptobyte.String) bool {
+	var sig, certs, list cryptobyte.String
+	var bits encoding.BitString
+	var present bool
+	if !s.ReadASN1(&sig, asn1.SEQUENCE) || !s.Empty() || !skipAlgorithm(&sig) ||
+		!sig.ReadASN1BitString(&bits) ||
+		!sig.ReadOptionalASN1(&certs, &present, contextConstructed(0)) || !sig.Empty() {
+		return false
+	}
+	if !present {
+		return true
+	}
+	if !certs.ReadASN1(&list, asn1.SEQUENCE) || !certs.Empty() {
+		return false
+	}
+	for !list.Empty() {
+		if !list.SkipASN1(asn1.SEQUENCE) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,80 @@
+#!/bin/sh
+# The gate: everything that a change must pass. `./test.sh long` adds the trials that take longer.
+set -eu
+cd "$(dirname "$0")"
+top=$(pwd)
+mode=${1-}
+case $mode in '' | long) ;; *) echo "usage: ./test.sh [long]" >&2; exit 2 ;; esac
+part() { printf '\n== %s\n' "$*"; }
+failed=0 ran=0 skipped=0
+check() { # name, command …: a part that is counted
+	name=$1
+	shift
+	part "$name"
+	ran=$((ran + 1))
+	if "$@"; then :; else
+		failed=$((failed + 1))
+		echo "FAILED: $name"
+	fi
+}
+
+part 'packages'
+need='softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3'
+missing=
+for p in $need; do
+	case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in 'install ok installed') ;; *) missing="$missing $p" ;; esac
+done
+if [ -n "$missing" ]; then
+	if [ "$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; else
+		echo "missing:$missing. As root, run: apt-get update && apt-get install -y --no-install-recommends$missing" >&2
+		exit 2
+	fi
+	echo "installing$missing"
+	$as_root apt-get update -qq >/dev/null
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+else
+	echo "all there: $need"
+fi
+command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
+command -v go >/dev/null || { echo 'Go is missing; install version 1.26 or newer' >&2; exit 2; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+if [ -z "${HOME-}" ]; then export GOPATH="$work/go" GOCACHE="$work/go/cache"; fi
+export GOFLAGS="${GOFLAGS-} -buildvcs=false"
+
+formatted() {
+	files=$(gofmt -l $(git ls-files '*.go' 2>/dev/null || find . -name '*.go'))
+	[ -z "$files" ] || { echo "gofmt would change: $files"; return 1; }
+}
+staticcheck() {
+	(cd test/staticcheck && go build -o "$work/staticcheck" honnef.co/go/tools/cmd/staticcheck) && "$work/staticcheck" ./...
+}
+tidy() { go mod tidy -diff && (cd test/staticcheck && go mod tidy -diff); }
+demo() { # from a copy, so that a demo in this checkout is left alone
+	mkdir "$work/copy"
+	(git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './demo/*' -not -path './.git/*') | tar -cf - -T - | tar -xf - -C "$work/copy"
+	"$work/copy/demo.sh" --ci && "$work/copy/demo.sh" --ci >"$work/demo.out" && tail -n 3 "$work/demo.out" && no_process_left
+}
+no_process_left() {
+	for c in /proc/[0-9]*/cmdline; do
+		if tr '\0' ' ' <"$c" 2>/dev/null | grep -q "^$work/copy/demo/ocspd "; then echo "left running: ${c%/cmdline}"; return 1; fi
+	done
+}
+
+check 'format' formatted
+check 'modules' tidy
+check 'vet' go vet ./...
+check 'staticcheck' staticcheck
+check 'responder without cgo' env CGO_ENABLED=0 go build ./responder ./pki ./ingest ./generation
+check 'demo, twice' demo
+check 'tests, with the race detector' go test -race -timeout 20m ./...
+
+if [ "$mode" = long ]; then
+	for fuzz in $(grep -rho '^func Fuzz[A-Za-z0-9]*' --include='*_test.go' . | sed 's/func //' | sort -u); do
+		dir=$(grep -rl "^func $fuzz(" --include='*_test.go' . | head -n 1 | xargs dirname)
+		check "fuzz $fuzz" go test -run '^$' -fuzz "^$fuzz\$" -fuzztime 3m "$dir"
+	done
+fi
+
+printf '\n%d passed, %d failed, %d skipped\n' $((ran - failed)) $failed $skipped
+[ $failed = 0 ] && [ $skipped = 0 ]
