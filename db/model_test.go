@@ -2,6 +2,7 @@ package db
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"testing"
@@ -65,6 +66,10 @@ const modelSerials = 7
 // Any order of imports, deltas, revocations by hand, kills and restarts: what the next generation would say is what
 // the model says, for every serial.
 func TestLikeTheModel(t *testing.T) {
+	// A check takes a real database through thirty changes; a long trial says -rapid.checks itself.
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		f.Value.Set("20")
+	}
 	outer := t
 	statuses := []pki.Status{
 		{State: pki.Revoked, RevokedAt: day(1)}, {State: pki.Revoked, Reason: pki.KeyCompromise, RevokedAt: day(2)},

@@ -45,6 +45,7 @@ type Generation struct {
 	meta    Meta
 	base    pki.File
 	records []byte       // base.Count records in strict order
+	named   int          // sources that the records need
 	every   []pki.Packed // each stride-th of them, so close together that most of a search stays in the processor's cache
 	rulings []pki.Ruling
 }
@@ -155,8 +156,11 @@ func Load(dir, name string, issuer pki.IssuerID, previous *Generation) (*Generat
 		return nil, err
 	}
 	if previous != nil && previous.meta.Issuer == issuer && previous.base == g.base {
-		g.records, g.every = previous.records, previous.every
-		return g, g.checkSources(g.records)
+		g.records, g.every, g.named = previous.records, previous.every, previous.named
+		if err := g.checkSources(); err != nil {
+			return nil, err
+		}
+		return g, nil
 	}
 	f, err := openBase(dir, g.base)
 	if err != nil {
@@ -380,7 +384,7 @@ func (g *Generation) readBase(f io.Reader, into []byte, each func([]byte)) error
 		}
 		go func() { h.Write(chunk); hashed <- struct{}{} }()
 		if wrong == nil {
-			wrong = checkRecords(chunk, &last, len(g.meta.Sources))
+			wrong = g.checkRecords(chunk, &last)
 		}
 		if each != nil {
 			each(chunk)
@@ -396,11 +400,11 @@ func (g *Generation) readBase(f io.Reader, into []byte, each func([]byte)) error
 	case wrong != nil:
 		return fail("%w", wrong)
 	}
-	return nil
+	return g.checkSources()
 }
 
 // checkRecords takes a run of records that follow last.
-func checkRecords(b []byte, last *pki.Packed, sources int) error {
+func (g *Generation) checkRecords(b []byte, last *pki.Packed) error {
 	for ; len(b) > 0; b = b[pki.PackedSize:] {
 		p := (*pki.Packed)(b)
 		if err := p.Check(); err != nil {
@@ -409,22 +413,19 @@ func checkRecords(b []byte, last *pki.Packed, sources int) error {
 		if last.Compare(p) >= 0 {
 			return fmt.Errorf("record of %s is out of order", p.Serial())
 		}
-		if int(p.Source()) >= sources {
-			return fmt.Errorf("record of %s: from source %d, which the generation does not name", p.Serial(), p.Source())
-		}
+		g.named = max(g.named, int(p.Source())+1)
 		*last = *p
 	}
 	return nil
 }
 
-// checkSources is what a generation still has to know of records that were checked in another one.
-func (g *Generation) checkSources(b []byte) error {
-	for i := 0; i < len(b); i += pki.PackedSize {
-		if s := (*pki.Packed)(b[i:]).Source(); int(s) >= len(g.meta.Sources) {
-			return fmt.Errorf("generation %s: base %s has records from source %d, which the generation does not name", genName(g.meta.Name, g.meta.Number), g.base.Name, s)
-		}
+// checkSources reports a record whose source the generation does not name.
+func (g *Generation) checkSources() error {
+	if g.named <= len(g.meta.Sources) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("generation %s: its base %s has records from source %d, which it does not name; have keeper write it again",
+		genName(g.meta.Name, g.meta.Number), g.base.Name, g.named-1)
 }
 
 func readBounded(file string, limit int64) ([]byte, error) {

@@ -181,7 +181,7 @@ func baseOf(dir, gen string) string {
 const asideSuffix = ".aside"
 
 // writeAside writes a file under another name, makes it durable, renames it and makes the name durable. On an error
-// nothing of it stays.
+// no part of it stands under its name.
 func writeAside(dir, name, file string, write func(io.Writer) error) (sum [sha256.Size]byte, err error) {
 	aside := filepath.Join(dir, "."+name+filepath.Ext(file)+asideSuffix)
 	defer func() {

@@ -398,7 +398,7 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"module missing", func(c *Config) { c.URI = "pkcs11:token=ocsp?module-path=/nowhere/module.so" }, []string{"main", "/nowhere/module.so", "no such file", "installed"}},
 		{"module is text", func(c *Config) { c.URI = "pkcs11:token=ocsp?module-path=" + text }, []string{text, "ELF"}},
-		{"module is another library", func(c *Config) { c.URI = "pkcs11:token=ocsp?module-path=" + libc(t) }, []string{"C_GetFunctionList"}},
+		{"module is another library", func(c *Config) { c.URI = "pkcs11:token=ocsp?module-path=" + libm(t) }, []string{"C_GetFunctionList"}},
 		{"no module", func(c *Config) { c.URI = "pkcs11:token=ocsp" }, []string{"module-path"}},
 		{"no token named", func(c *Config) { c.URI = "pkcs11:?module-path=" + softHSM }, []string{"token=LABEL"}},
 		{"absent token", func(c *Config) { c.URI = "pkcs11:token=absent?module-path=" + softHSM }, []string{"no such token", `"ocsp"`, `"twin"`}},
@@ -434,7 +434,30 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func libc(t *testing.T) string {
+// Two tokens of one module share its one C_Initialize; closing one leaves the other alone.
+func TestTwoTokensOfOneModule(t *testing.T) {
+	newTokens(t, "ocsp", "other")
+	first := reopen(t, config(t, softHSM))
+	cfg := config(t, softHSM)
+	cfg.Name, cfg.URI = "second", "pkcs11:token=other?module-path="+softHSM
+	second := reopen(t, cfg)
+	k := generate(t, second, "key", "p256")
+	first.Close()
+	first.Close() // twice is once
+	if err := k.Prove(context.Background(), k.Public()); err != nil {
+		t.Error(err)
+	}
+	if _, err := first.Keys(); err == nil || errors.Is(err, ErrTokenLost) {
+		t.Errorf("a closed token: %v", err)
+	}
+	cfg = config(t, softHSM)
+	cfg.InitArgs = "other"
+	_, err := Open(cfg)
+	wantError(t, err, "different init_args")
+	reopen(t, config(t, softHSM))
+}
+
+func libm(t *testing.T) string {
 	t.Helper()
 	path := strings.TrimSpace(command(t, nil, "gcc", "-print-file-name=libm.so.6"))
 	if !filepath.IsAbs(path) {

@@ -392,12 +392,14 @@ func (t *Token) close() {
 	t.lose("", errClosed)
 	timer := time.NewTimer(t.cfg.Deadline)
 	defer timer.Stop()
-	stuck := false
-	for n := t.Sessions(); n > 0 && !stuck; n-- {
+	t.mu.Lock()
+	stuck, n := t.stuck > 0, t.capacity-t.stuck
+	t.mu.Unlock()
+	for ; n > 0; n-- {
 		select {
 		case <-t.permits:
 		case <-timer.C:
-			stuck = true
+			stuck, n = true, 0
 		}
 	}
 	if !stuck {
