@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -187,6 +188,57 @@ func TestRenewalWhenDue(t *testing.T) {
 			}
 			synctest.Wait()
 		}
+	})
+}
+
+// Invariant 6: while more questions than the signer can answer are asked without end, a kept answer is renewed all the same.
+func TestRenewalInFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKit(t, private)
+		signer := func(_ int, c net.Conn) {
+			for {
+				q, err := readQuestion(c)
+				if err != nil {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+				a := k.signer.Answer(q)
+				c.Write(a.append(nil))
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		dial := pipes(signer)
+		link := NewLink(func(dialing context.Context) (net.Conn, error) {
+			c, err := dial(dialing)
+			context.AfterFunc(ctx, func() { c.Close() })
+			return c, err
+		}, 2, 10)
+		k.front.ask = link.Ask
+		old := k.respond(req("G"))
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					k.front.Respond(ctx, reqNonce("P", octets(16)))
+					time.Sleep(5 * time.Millisecond) // those that are turned away come again
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		k.set(10 * time.Hour)
+		if !bytes.Equal(k.respond(req("G")), old) {
+			t.Error("not the kept answer")
+		}
+		time.Sleep(time.Second)
+		if bytes.Equal(k.respond(req("G")), old) {
+			t.Error("not renewed")
+		}
+		if k.front.Counts().Busy.Load() == 0 {
+			t.Error("there was no flood")
+		}
+		cancel()
+		wg.Wait()
+		time.Sleep(askTime) // for the signer's goroutines
 	})
 }
 

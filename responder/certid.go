@@ -37,6 +37,19 @@ var allForms = func() (f []Form) {
 	return f
 }()
 
+// algorithms is, by Form, the content of its AlgorithmIdentifier.
+var algorithms = func() (a [int(formNull) + len(hashes)][]byte) {
+	for _, f := range allForms {
+		var b cryptobyte.Builder
+		b.AddASN1(asn1.OBJECT_IDENTIFIER, func(b *cryptobyte.Builder) { b.AddBytes(hashes[f&^formNull].oid) })
+		if f&formNull != 0 {
+			b.AddASN1NULL()
+		}
+		a[f] = b.BytesOrPanic()
+	}
+	return a
+}()
+
 func (f Form) valid() bool { return int(f&^formNull) < len(hashes) }
 
 // Hash is the CertID's hash algorithm.
@@ -52,33 +65,24 @@ type CertID struct {
 }
 
 func (c *CertID) read(s *cryptobyte.String) bool {
-	var id, alg, oid, params cryptobyte.String
-	if !s.ReadASN1(&id, asn1.SEQUENCE) || !id.ReadASN1(&alg, asn1.SEQUENCE) || !readOID(&alg, &oid) {
+	var id, alg cryptobyte.String
+	if !readASN1(s, &id, asn1.SEQUENCE) || !readASN1(&id, &alg, asn1.SEQUENCE) {
 		return false
 	}
 	c.known = false
-	for i := range hashes {
-		if bytes.Equal(oid, hashes[i].oid) {
-			c.known, c.form = true, Form(i)
+	for _, f := range allForms {
+		if bytes.Equal(alg, algorithms[f]) {
+			c.known, c.form = true, f
+			break
 		}
 	}
-	switch {
-	case alg.Empty():
-	case c.known:
-		if !alg.ReadASN1(&params, asn1.NULL) || !params.Empty() || !alg.Empty() {
-			return false
-		}
-		c.form |= formNull
-	default:
-		var tag asn1.Tag
-		if !alg.ReadAnyASN1(&params, &tag) || !alg.Empty() {
-			return false
-		}
+	if !c.known && !isOtherAlgorithm(alg) {
+		return false
 	}
 	var serial cryptobyte.String
-	if !id.ReadASN1((*cryptobyte.String)(&c.nameHash), asn1.OCTET_STRING) ||
-		!id.ReadASN1((*cryptobyte.String)(&c.keyHash), asn1.OCTET_STRING) ||
-		!id.ReadASN1(&serial, asn1.INTEGER) || !id.Empty() {
+	if !readASN1(&id, (*cryptobyte.String)(&c.nameHash), asn1.OCTET_STRING) ||
+		!readASN1(&id, (*cryptobyte.String)(&c.keyHash), asn1.OCTET_STRING) ||
+		!readASN1(&id, &serial, asn1.INTEGER) || !id.Empty() {
 		return false
 	}
 	if c.known && (len(c.nameHash) != c.form.Hash().Size() || len(c.keyHash) != c.form.Hash().Size()) {
@@ -87,6 +91,21 @@ func (c *CertID) read(s *cryptobyte.String) bool {
 	var err error
 	c.serial, err = pki.SerialFromDER(serial)
 	return err == nil
+}
+
+// isOtherAlgorithm holds for the content of an AlgorithmIdentifier that is none of ours. One of ours has NULL parameters or none.
+func isOtherAlgorithm(alg cryptobyte.String) bool {
+	var oid, params cryptobyte.String
+	var tag asn1.Tag
+	if !readOID(&alg, &oid) {
+		return false
+	}
+	for i := range hashes {
+		if bytes.Equal(oid, hashes[i].oid) {
+			return false
+		}
+	}
+	return alg.Empty() || alg.ReadAnyASN1(&params, &tag) && alg.Empty()
 }
 
 // writtenIssuer is an issuer with the parts of its CertIDs already encoded, one for each hash algorithm.
@@ -100,12 +119,7 @@ func writeIssuer(i *pki.Issuer) *writtenIssuer {
 	w := &writtenIssuer{Issuer: i}
 	for _, f := range allForms {
 		var b cryptobyte.Builder
-		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1(asn1.OBJECT_IDENTIFIER, func(b *cryptobyte.Builder) { b.AddBytes(hashes[f&^formNull].oid) })
-			if f&formNull != 0 {
-				b.AddASN1NULL()
-			}
-		})
+		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddBytes(algorithms[f]) })
 		b.AddASN1OctetString(i.NameHash(f.Hash()))
 		b.AddASN1OctetString(i.KeyHash(f.Hash()))
 		w.prefix[f] = b.BytesOrPanic()

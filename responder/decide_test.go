@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,12 @@ func TestTIM05Times(t *testing.T) {
 		v := decideAt(c.now, c.policy, c.of, c.sources...)
 		if v.Refusal != Successful || !v.ThisUpdate.Equal(start.Add(c.this)) || !v.NextUpdate.Equal(start.Add(c.next)) {
 			t.Errorf("%s: %s from %s to %s", c.name, v.Refusal, v.ThisUpdate.Sub(start), v.NextUpdate.Sub(start))
+		}
+	}
+	// An issuer answers nothing once any of its sources has ended, not even what another one says.
+	for now, want := range map[time.Duration]ResponseStatus{day - time.Second: Successful, day: TryLater} {
+		if v := decideAt(now, policy(false, day, 99*day), "R", source(0, 7*day), source(0, day)); v.Refusal != want {
+			t.Errorf("%s: %s", now, v.Refusal)
 		}
 	}
 }
@@ -283,8 +290,15 @@ func TestTIM10ClockGuard(t *testing.T) {
 		t.Error("what was kept is not given")
 	}
 	var last time.Time
-	ticks := time.Duration(0)
-	s := NewSigner(func() time.Time { ticks += 300 * time.Millisecond; return start.Add(ticks) }, func(at time.Time) error {
+	var ticks atomic.Int64
+	now := func() time.Time {
+		n := ticks.Add(1)
+		if n%5 == 0 {
+			time.Sleep(time.Millisecond) // long enough to be overtaken by whoever reads the clock next
+		}
+		return start.Add(time.Duration(n) * 300 * time.Millisecond)
+	}
+	s := NewSigner(now, func(at time.Time) error {
 		if at.Before(last) || at.Nanosecond() != 0 {
 			t.Errorf("asked about %s after %s", at, last)
 		}

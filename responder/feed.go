@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,9 +21,9 @@ import (
 // The feed carries what changed from keeper to signer and front, over a unix socket to which they connect, and reports of
 // theirs back. Each message has its length (4 octets) and a type (1) before it; the form is fixed, and whatever departs from it ends the connection.
 //
-//	change: issuer 32 | from 8 | to 8 | all 1 | count 4 | count × (serial length 1, serial 20)
+//	change: issuer 32 | from 8 | to 8 | what 1 (0 these serials, 1 all, 2 reload) | count 4 | count × (serial length 1, serial 20)
 //	hello:  role 1                      first message of a subscriber
-//	ack:    issuer 32 | to 8 | ok 1     for each change, in order
+//	ack:    issuer 32 | to 8 | ok 1 | reason, at most 1000 octets     for each change, in order
 //	report: what the role tells of itself; opaque here
 const (
 	feedChange = 1
@@ -31,6 +32,7 @@ const (
 	feedReport = 4
 
 	maxReport = 64 << 10
+	maxReason = 1000
 	maxFeed   = 1 << 20
 
 	writeTime  = 5 * time.Second  // for one message, which a socket's buffer nearly always takes at once
@@ -40,8 +42,10 @@ const (
 // MaxChanged is the largest number of serials in a Change; whoever has more says All.
 const MaxChanged = 10_000
 
-// A Change says that an issuer's generation went from From to To. From is 0 when the state is told to a new subscriber.
+// A Change says that an issuer's generation went from From to To. From is 0 when the state is told to a new subscriber. With Reload set it is about no
+// issuer: the configuration is to be read again, and To only tells one such change from another.
 type Change struct {
+	Reload   bool
 	Issuer   pki.IssuerID
 	From, To uint64
 	All      bool         // every status may have changed
@@ -71,11 +75,7 @@ func (c *Change) append(b []byte) []byte {
 	b = append(b, c.Issuer[:]...)
 	b = binary.BigEndian.AppendUint64(b, c.From)
 	b = binary.BigEndian.AppendUint64(b, c.To)
-	all := byte(0)
-	if c.All {
-		all = 1
-	}
-	b = append(b, all)
+	b = append(b, c.what())
 	b = binary.BigEndian.AppendUint32(b, uint32(len(c.Serials)))
 	for i := range c.Serials {
 		b = appendSerial(b, &c.Serials[i])
@@ -83,14 +83,24 @@ func (c *Change) append(b []byte) []byte {
 	return b
 }
 
+func (c *Change) what() byte {
+	switch {
+	case c.Reload:
+		return 2
+	case c.All:
+		return 1
+	}
+	return 0
+}
+
 func (c *Change) read(s cryptobyte.String) error {
-	var all uint8
+	var what uint8
 	var count uint32
-	if !s.CopyBytes(c.Issuer[:]) || !s.ReadUint64(&c.From) || !s.ReadUint64(&c.To) || !s.ReadUint8(&all) || all > 1 ||
+	if !s.CopyBytes(c.Issuer[:]) || !s.ReadUint64(&c.From) || !s.ReadUint64(&c.To) || !s.ReadUint8(&what) || what > 2 ||
 		!s.ReadUint32(&count) || count > MaxChanged || len(s) != int(count)*(1+pki.MaxSerial) {
 		return errFrame
 	}
-	c.All, c.Serials = all == 1, make([]pki.Serial, 0, count)
+	c.All, c.Reload, c.Serials = what == 1, what == 2, make([]pki.Serial, 0, count)
 	for ; count > 0; count-- {
 		serial, ok := readSerial(s[:1+pki.MaxSerial])
 		if !ok {
@@ -129,7 +139,7 @@ func readFeed(c net.Conn, max uint32) (kind byte, payload cryptobyte.String, err
 // Errors of a Delivery.
 var (
 	ErrAbsent  = errors.New("is not connected")
-	ErrRefused = errors.New("could not take the new generation")
+	ErrRefused = errors.New("refused the change")
 )
 
 // A Delivery says which roles confirmed a change; nil is a confirmation.
@@ -153,14 +163,14 @@ type subscriber struct {
 	writing sync.Mutex // held while messages are written, so that they stay whole and in order
 
 	mu      sync.Mutex
-	awaited Change    // whose ack is waited for
-	acked   chan bool // takes it; nil when none is
+	awaited Change     // whose ack is waited for
+	acked   chan error // takes what came of it; nil when no ack is waited for
 }
 
 type ack struct {
 	issuer pki.IssuerID
 	to     uint64
-	ok     bool
+	err    error // ErrRefused, with the subscriber's reason
 }
 
 // NewFeed makes a feed; report is called with what subscribers tell of themselves, from their goroutines.
@@ -234,10 +244,12 @@ func (f *Feed) listen(s *subscriber) error {
 		case feedAck:
 			var a ack
 			var ok uint8
-			if !payload.CopyBytes(a.issuer[:]) || !payload.ReadUint64(&a.to) || !payload.ReadUint8(&ok) || ok > 1 || !payload.Empty() {
+			if !payload.CopyBytes(a.issuer[:]) || !payload.ReadUint64(&a.to) || !payload.ReadUint8(&ok) || ok > 1 || len(payload) > maxReason {
 				return errFrame
 			}
-			a.ok = ok == 1
+			if ok == 0 {
+				a.err = fmt.Errorf("%w: %s", ErrRefused, strings.ToValidUTF8(string(payload), "?"))
+			}
 			s.confirm(a)
 		default:
 			return errFrame
@@ -252,7 +264,8 @@ func (f *Feed) State(issuer pki.IssuerID, generation uint64) {
 	f.mu.Unlock()
 }
 
-// Publish tells signer first, so that it answers by the new generation, and then front, which drops what changed. It waits
+// Publish tells signer first, so that it answers by the new generation, and then front, which drops what changed. A reload that signer refuses is not
+// told to front. It waits
 // for each until ctx ends, and for front, which is quick, a second when signer has used that time up. Whoever is not there is told when it comes.
 func (f *Feed) Publish(ctx context.Context, c Change) Delivery {
 	f.publishing.Lock()
@@ -261,10 +274,16 @@ func (f *Feed) Publish(ctx context.Context, c Change) Delivery {
 		c.All, c.Serials = true, nil
 	}
 	f.mu.Lock()
-	f.latest[c.Issuer] = c.To
+	if !c.Reload {
+		f.latest[c.Issuer] = c.To
+	}
 	subs := slices.Collect(maps.Keys(f.subs))
 	f.mu.Unlock()
 	d := Delivery{Signer: tellAll(ctx, subs, RoleSigner, c)}
+	if c.Reload && errors.Is(d.Signer, ErrRefused) {
+		d.Front = ErrRefused // it keeps the configuration that signer keeps
+		return d
+	}
 	if ctx.Err() != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -297,7 +316,7 @@ func tellAll(ctx context.Context, subs []*subscriber, role Role, c Change) error
 }
 
 func (s *subscriber) tell(ctx context.Context, c Change) error {
-	acked := make(chan bool, 1)
+	acked := make(chan error, 1)
 	s.mu.Lock()
 	s.awaited, s.acked = c, acked
 	s.mu.Unlock()
@@ -309,11 +328,8 @@ func (s *subscriber) tell(ctx context.Context, c Change) error {
 		return ErrAbsent
 	}
 	select {
-	case ok := <-acked:
-		if !ok {
-			return ErrRefused
-		}
-		return nil
+	case err := <-acked:
+		return err
 	case <-s.gone:
 		return ErrAbsent
 	case <-ctx.Done():
@@ -326,7 +342,7 @@ func (s *subscriber) confirm(a ack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.acked != nil && a.issuer == s.awaited.Issuer && a.to == s.awaited.To {
-		s.acked <- a.ok
+		s.acked <- a.err
 		s.acked = nil
 	}
 }
@@ -383,11 +399,12 @@ func follow(ctx context.Context, c net.Conn, role Role, apply func(Change) error
 			return
 		}
 		a := binary.BigEndian.AppendUint64(change.Issuer[:len(change.Issuer):len(change.Issuer)], change.To)
-		ok := byte(1)
-		if apply(change) != nil {
-			ok = 0
+		if err := apply(change); err != nil {
+			a = append(append(a, 0), err.Error()[:min(len(err.Error()), maxReason)]...)
+		} else {
+			a = append(a, 1)
 		}
-		if write(feedAck, append(a, ok)) != nil {
+		if write(feedAck, a) != nil {
 			return
 		}
 	}

@@ -274,7 +274,7 @@ func TestFeedForm(t *testing.T) {
 	sound := (&Change{Issuer: issuerA, From: 1, To: 2, Serials: []pki.Serial{serial("G")}}).append(nil)
 	at := func(i int, b byte) []byte { f := bytes.Clone(sound); f[i] = b; return f }
 	for name, frame := range map[string][]byte{
-		"empty": {}, "cut": sound[:len(sound)-1], "too long": append(bytes.Clone(sound), 0), "all is 2": at(48, 2), "more serials than there are": at(52, 2),
+		"empty": {}, "cut": sound[:len(sound)-1], "too long": append(bytes.Clone(sound), 0), "what is 3": at(48, 3), "more serials than there are": at(52, 2),
 		"more serials than may be": at(50, 0xff), "no serial": at(53, 0), "a serial of 21 octets": at(53, 21), "octets after the serial": at(len(sound)-1, 1),
 	} {
 		if err := new(Change).read(frame); !errors.Is(err, errFrame) {

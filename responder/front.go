@@ -1,12 +1,15 @@
+// Package responder answers OCSP requests (RFC 6960, RFC 9654, RFC 9919). Its two halves run in two processes: Front turns the bytes of a request into those of an
+// answer, from its cache or by a question over the link; Signer looks the status up in the generation in force, builds the answer and has it signed. Feed tells both
+// what changed.
+//
+// It guarantees that an answer is the truth of its generation, within the times of its sources, or one of the errors; that a status which is known to have changed
+// is not given again; and that nothing past its nextUpdate is given at all.
 package responder
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,18 +77,16 @@ type kept struct {
 
 // A Reply is an OCSPResponse and how long an HTTP cache may keep it.
 type Reply struct {
-	Status       ResponseStatus
-	DER          []byte
-	Cacheable    bool      // by HTTP caches: successful and without a nonce
-	Unknown      bool      // some certificate was never issued, which may change soon
-	Refresh      time.Time // when a newer answer will be asked for
-	ProducedAt   time.Time
-	ThisUpdate   time.Time
-	NextUpdate   time.Time
-	due          time.Time // by when there must be one
-	etag         string    // these three are set where Cacheable
-	lastModified string
-	expires      string
+	Status     ResponseStatus
+	DER        []byte
+	Cacheable  bool      // by HTTP caches: successful and without a nonce
+	Unknown    bool      // some certificate was never issued, which may change soon
+	Refresh    time.Time // when a newer answer will be asked for
+	ProducedAt time.Time
+	ThisUpdate time.Time
+	NextUpdate time.Time
+	due        time.Time // by when there must be one
+	headers    *headers  // nil unless Cacheable
 }
 
 // Counts are what front counts since its start.
@@ -314,7 +315,8 @@ func (f *Front) renew(issuer *frontIssuer, k cacheKey, a *kept, now time.Time) b
 	go func() {
 		defer close(done)
 		defer func() { <-f.renewing }()
-		f.askSigner(context.Background(), issuer, &Question{Issuer: k.issuer, Items: []Item{{k.form, k.serial}}}, &k)
+		ctx := context.WithValue(context.Background(), urgent{}, true)
+		f.askSigner(ctx, issuer, &Question{Issuer: k.issuer, Items: []Item{{k.form, k.serial}}}, &k)
 	}()
 	if now.Before(a.reply.due) {
 		return true
@@ -425,9 +427,6 @@ func newReply(a *Answer, cacheable bool) Reply {
 	if !cacheable {
 		return r
 	}
-	digest := sha256.Sum256(a.DER)
-	r.etag = `"` + hex.EncodeToString(digest[:]) + `"`
-	r.lastModified = a.ThisUpdate.Format(http.TimeFormat)
-	r.expires = a.NextUpdate.Format(http.TimeFormat)
+	r.headers = newHeaders(a)
 	return r
 }

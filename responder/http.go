@@ -2,13 +2,16 @@ package responder
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -19,13 +22,45 @@ import (
 var page []byte // for people who open the responder's address in a browser
 
 const (
-	mediaType = "application/ocsp-response"
-	allowed   = "GET, HEAD, POST"
+	allowed = "GET, HEAD, POST"
 	// unknownMaxAge bounds the HTTP life of an answer that says unknown: soon the certificate may be known.
 	unknownMaxAge = 60
 	// maxPrefix bounds the path segments that may stand before the request in a GET.
 	maxPrefix = 4
 )
+
+var mediaTypes = []string{"application/ocsp-response"}
+
+// headers are those of a cacheable answer, made once: values of an http.Header that nobody changes.
+type headers struct {
+	length, etag, lastModified, expires []string
+	control                             atomic.Pointer[cacheControl] // the last that was sent
+}
+
+type cacheControl struct {
+	age   int // seconds
+	value []string
+}
+
+func newHeaders(a *Answer) *headers {
+	digest := sha256.Sum256(a.DER)
+	return &headers{
+		length:       []string{strconv.Itoa(len(a.DER))},
+		etag:         []string{`"` + hex.EncodeToString(digest[:]) + `"`},
+		lastModified: []string{a.ThisUpdate.Format(http.TimeFormat)},
+		expires:      []string{a.NextUpdate.Format(http.TimeFormat)},
+	}
+}
+
+// maxAge is made anew once a second at most.
+func (h *headers) maxAge(age int) []string {
+	c := h.control.Load()
+	if c == nil || c.age != age {
+		c = &cacheControl{age, []string{"max-age=" + strconv.Itoa(age) + ", public, no-transform, must-revalidate"}}
+		h.control.Store(c)
+	}
+	return c.value
+}
 
 // Handler is the HTTP binding of RFC 6960 appendix A. It is no ServeMux, which would redirect a path that holds `//`. Every
 // OCSP answer, an error too, has HTTP status 200, since clients read none from another. maxBody and maxPath are in octets.
@@ -61,9 +96,8 @@ func (f *Front) post(w http.ResponseWriter, r *http.Request, maxBody int) {
 		return
 	}
 	reply := f.Respond(r.Context(), body)
-	h := w.Header()
 	if !reply.Cacheable {
-		uncacheable(h, &reply)
+		uncacheable(w.Header(), &reply)
 	}
 	send(w, r, &reply)
 }
@@ -120,8 +154,12 @@ func (f *Front) get(w http.ResponseWriter, r *http.Request, maxPath int) {
 
 func send(w http.ResponseWriter, r *http.Request, reply *Reply) {
 	h := w.Header()
-	h.Set("Content-Type", mediaType)
-	h.Set("Content-Length", strconv.Itoa(len(reply.DER)))
+	h["Content-Type"] = mediaTypes
+	if reply.Cacheable {
+		h["Content-Length"] = reply.headers.length
+	} else {
+		h.Set("Content-Length", strconv.Itoa(len(reply.DER)))
+	}
 	if r.Method != http.MethodHead {
 		w.Write(reply.DER)
 	}
@@ -146,11 +184,11 @@ func (reply *Reply) cacheable(h http.Header, now, until time.Time) {
 		age = min(age, unknownMaxAge)
 		until = now.Add(time.Duration(max(age, 0)) * time.Second)
 	}
-	h.Set("Cache-Control", "max-age="+strconv.Itoa(max(age, 0))+", public, no-transform, must-revalidate")
-	h.Set("Etag", reply.etag)
-	h.Set("Last-Modified", reply.lastModified)
+	h["Cache-Control"] = reply.headers.maxAge(max(age, 0))
+	h["Etag"] = reply.headers.etag
+	h["Last-Modified"] = reply.headers.lastModified
 	if until.Equal(reply.NextUpdate) {
-		h.Set("Expires", reply.expires)
+		h["Expires"] = reply.headers.expires
 	} else {
 		h.Set("Expires", until.UTC().Format(http.TimeFormat))
 	}
@@ -163,7 +201,7 @@ func (reply *Reply) modifiedSince(r *http.Request, now time.Time) (until time.Ti
 	if tags := r.Header.Values("If-None-Match"); len(tags) > 0 {
 		for _, tag := range strings.Split(strings.Join(tags, ","), ",") {
 			tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
-			if tag == "*" || tag == reply.etag {
+			if tag == "*" || tag == reply.headers.etag[0] {
 				return reply.NextUpdate, false
 			}
 		}

@@ -340,7 +340,7 @@ func TestREQ18Transports(t *testing.T) {
 	}
 }
 
-var cacheControl = regexp.MustCompile(`^max-age=(\d+), public, no-transform, must-revalidate$`)
+var controlForm = regexp.MustCompile(`^max-age=(\d+), public, no-transform, must-revalidate$`)
 
 // OCSP-CCH-01 to -05, -07, OCSP-NON-07, OCSP-UNK-05: what HTTP caches are told of each kind of answer, at each moment of its life.
 func TestCacheHeaders(t *testing.T) {
@@ -361,7 +361,7 @@ func TestCacheHeaders(t *testing.T) {
 				if !bytes.Equal(a.body, first.body) {
 					t.Fatal("another answer")
 				}
-				m := cacheControl.FindStringSubmatch(h.Get("Cache-Control")) // OCSP-CCH-01, OCSP-CCH-02
+				m := controlForm.FindStringSubmatch(h.Get("Cache-Control")) // OCSP-CCH-01, OCSP-CCH-02
 				if m == nil || h.Get("Pragma") != "" {
 					t.Fatalf("%v", h)
 				}
@@ -477,7 +477,7 @@ func TestCCH06DateNeverStretches(t *testing.T) {
 			continue
 		}
 		confirmed++
-		m := cacheControl.FindStringSubmatch(a.Header.Get("Cache-Control"))
+		m := controlForm.FindStringSubmatch(a.Header.Get("Cache-Control"))
 		fresh := k.now().Add(time.Duration(must(strconv.Atoi(m[1]))) * time.Second)
 		expires := must(http.ParseTime(a.Header.Get("Expires")))
 		for _, c := range copies {

@@ -196,8 +196,8 @@ func serveConns(ctx context.Context, l net.Listener, max int, serve func(net.Con
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			defer func() { <-slots }()
 			defer c.Close()
+			defer func() { <-slots }() // first, so that a peer which sees the end may come again at once
 			defer context.AfterFunc(ctx, func() { c.Close() })()
 			serve(c)
 		}()
@@ -263,6 +263,10 @@ func (l *Link) Ask(ctx context.Context, q *Question) (Answer, error) {
 	}
 }
 
+// urgent is the key in the context of a question that is not turned away for those that wait already. Front bounds the number of these itself: they renew
+// kept answers, which no flood of other questions may starve until they end.
+type urgent struct{}
+
 // take waits for a connection, which may be one that is yet to be made.
 func (l *Link) take(ctx context.Context) (net.Conn, error) {
 	select {
@@ -271,7 +275,7 @@ func (l *Link) take(ctx context.Context) (net.Conn, error) {
 	default:
 	}
 	defer l.waiting.Add(-1)
-	if l.waiting.Add(1) > l.max {
+	if l.waiting.Add(1) > l.max && ctx.Value(urgent{}) == nil {
 		return nil, ErrBusy
 	}
 	select {

@@ -17,15 +17,17 @@ var errMalformed = errors.New("malformed OCSP request")
 
 // Object identifiers below id-pkix-ocsp, 1.3.6.1.5.5.7.48.1, as content octets.
 var (
-	oidBasic           = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x01}
-	oidNonce           = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x02}
-	oidResponseTypes   = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x04}
-	oidServiceLocator  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x07}
-	oidPreferredAlgs   = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x08}
-	oidExtendedRevoke  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x09}
-	oidInvalidityDate  = []byte{0x55, 0x1d, 0x18}
-	contextConstructed = func(n asn1.Tag) asn1.Tag { return n.ContextSpecific().Constructed() }
+	oidBasic          = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x01}
+	oidNonce          = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x02}
+	oidResponseTypes  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x04}
+	oidServiceLocator = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x07}
+	oidPreferredAlgs  = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x08}
+	oidExtendedRevoke = []byte{0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x30, 0x01, 0x09}
+	oidInvalidityDate = []byte{0x55, 0x1d, 0x18}
 )
+
+// contextConstructed is the tag of an EXPLICIT [n].
+func contextConstructed(n asn1.Tag) asn1.Tag { return n.ContextSpecific().Constructed() }
 
 // maxPreferredAlgorithms bounds the list of RFC 6960 section 4.4.7, which nobody needs to be long.
 const maxPreferredAlgorithms = 64
@@ -36,23 +38,22 @@ type Request struct {
 	CertIDs []CertID // in the client's order, at least one
 	Nonce   []byte   // the nonce's value, 1 to MaxNonce octets; nil without one
 
-	first    [1]CertID // holds nearly every request's only CertID, so that reading it allocates nothing
-	sawNonce bool      // of whatever form
+	sawNonce bool // of whatever form
 }
 
 // Read decodes one request, strictly: DER, nothing left over anywhere, and no critical extension that we do not
 // act on. It accepts at most max CertIDs. Two things that are not DER are let pass, since clients do write them: an explicit version
 // v1 and an explicit `critical FALSE`. A signature and a requestorName are read and ignored (RFC 9919 section 3.1.2).
 func (r *Request) Read(der []byte, max int) error {
-	r.CertIDs, r.Nonce, r.sawNonce = r.first[:0], nil, false
+	*r = Request{CertIDs: r.CertIDs[:0]}
 	s := cryptobyte.String(der)
 	var request, tbs, list, v cryptobyte.String
 	var present bool
-	if !s.ReadASN1(&request, asn1.SEQUENCE) || !s.Empty() ||
-		!request.ReadASN1(&tbs, asn1.SEQUENCE) ||
+	if !readASN1(&s, &request, asn1.SEQUENCE) || !s.Empty() ||
+		!readASN1(&request, &tbs, asn1.SEQUENCE) ||
 		!readVersion(&tbs) ||
-		!tbs.ReadOptionalASN1(&v, &present, contextConstructed(1)) || present && !isGeneralName(v) ||
-		!tbs.ReadASN1(&list, asn1.SEQUENCE) || list.Empty() {
+		!readOptionalASN1(&tbs, &v, &present, contextConstructed(1)) || present && !isGeneralName(v) ||
+		!readASN1(&tbs, &list, asn1.SEQUENCE) || list.Empty() {
 		return errMalformed
 	}
 	for !list.Empty() {
@@ -60,11 +61,11 @@ func (r *Request) Read(der []byte, max int) error {
 			return errMalformed
 		}
 	}
-	if !tbs.ReadOptionalASN1(&v, &present, contextConstructed(2)) ||
+	if !readOptionalASN1(&tbs, &v, &present, contextConstructed(2)) ||
 		present && !eachExtension(v, r.requestExtension) || !tbs.Empty() {
 		return errMalformed
 	}
-	if !request.ReadOptionalASN1(&v, &present, contextConstructed(0)) || present && !isSignature(v) || !request.Empty() {
+	if !readOptionalASN1(&request, &v, &present, contextConstructed(0)) || present && !isSignature(v) || !request.Empty() {
 		return errMalformed
 	}
 	return nil
@@ -73,7 +74,7 @@ func (r *Request) Read(der []byte, max int) error {
 func readVersion(tbs *cryptobyte.String) bool {
 	var v, n cryptobyte.String
 	var present bool
-	if !tbs.ReadOptionalASN1(&v, &present, contextConstructed(0)) {
+	if !readOptionalASN1(tbs, &v, &present, contextConstructed(0)) {
 		return false
 	}
 	return !present || v.ReadASN1(&n, asn1.INTEGER) && v.Empty() && len(n) == 1 && n[0] == 0
@@ -90,10 +91,13 @@ func (r *Request) readSingle(list *cryptobyte.String) bool {
 	var single, v cryptobyte.String
 	var present bool
 	var id CertID
-	if !list.ReadASN1(&single, asn1.SEQUENCE) || !id.read(&single) ||
-		!single.ReadOptionalASN1(&v, &present, contextConstructed(0)) ||
+	if !readASN1(list, &single, asn1.SEQUENCE) || !id.read(&single) ||
+		!readOptionalASN1(&single, &v, &present, contextConstructed(0)) ||
 		present && !eachExtension(v, singleExtension) || !single.Empty() {
 		return false
+	}
+	if r.CertIDs == nil {
+		r.CertIDs = make([]CertID, 0, 1) // nearly every request has only one
 	}
 	r.CertIDs = append(r.CertIDs, id)
 	return true
@@ -102,15 +106,15 @@ func (r *Request) readSingle(list *cryptobyte.String) bool {
 // eachExtension walks Extensions (RFC 5280 section 4.1), which hold at least one.
 func eachExtension(s cryptobyte.String, f func(oid []byte, critical bool, value cryptobyte.String) bool) bool {
 	var list cryptobyte.String
-	if !s.ReadASN1(&list, asn1.SEQUENCE) || !s.Empty() || list.Empty() {
+	if !readASN1(&s, &list, asn1.SEQUENCE) || !s.Empty() || list.Empty() {
 		return false
 	}
 	for !list.Empty() {
 		var ext, oid, value cryptobyte.String
 		critical := false
-		if !list.ReadASN1(&ext, asn1.SEQUENCE) || !readOID(&ext, &oid) ||
+		if !readASN1(&list, &ext, asn1.SEQUENCE) || !readOID(&ext, &oid) ||
 			ext.PeekASN1Tag(asn1.BOOLEAN) && !ext.ReadASN1Boolean(&critical) ||
-			!ext.ReadASN1(&value, asn1.OCTET_STRING) || !ext.Empty() || !f(oid, critical, value) {
+			!readASN1(&ext, &value, asn1.OCTET_STRING) || !ext.Empty() || !f(oid, critical, value) {
 			return false
 		}
 	}
@@ -141,7 +145,7 @@ func (r *Request) readNonce(value cryptobyte.String) bool {
 	}
 	r.sawNonce = true
 	var nonce cryptobyte.String
-	if s := value; !s.ReadASN1(&nonce, asn1.OCTET_STRING) || !s.Empty() {
+	if s := value; !readASN1(&s, &nonce, asn1.OCTET_STRING) || !s.Empty() {
 		return len(value) <= MaxNonce
 	}
 	if len(nonce) == 0 || len(nonce) > MaxNonce {
@@ -153,7 +157,7 @@ func (r *Request) readNonce(value cryptobyte.String) bool {
 
 func isListOf(s cryptobyte.String, max int, skip func(*cryptobyte.String) bool) bool {
 	var list cryptobyte.String
-	if !s.ReadASN1(&list, asn1.SEQUENCE) || !s.Empty() {
+	if !readASN1(&s, &list, asn1.SEQUENCE) || !s.Empty() {
 		return false
 	}
 	for n := 0; !list.Empty(); n++ {
@@ -168,19 +172,38 @@ func isListOf(s cryptobyte.String, max int, skip func(*cryptobyte.String) bool) 
 // key, so there is nothing to choose.
 func skipPreferredAlgorithm(s *cryptobyte.String) bool {
 	var alg cryptobyte.String
-	return s.ReadASN1(&alg, asn1.SEQUENCE) && skipAlgorithm(&alg) && (alg.Empty() || skipAlgorithm(&alg) && alg.Empty())
+	return readASN1(s, &alg, asn1.SEQUENCE) && skipAlgorithm(&alg) && (alg.Empty() || skipAlgorithm(&alg) && alg.Empty())
 }
 
 func skipAlgorithm(s *cryptobyte.String) bool {
 	var alg, oid, params cryptobyte.String
 	var tag asn1.Tag
-	return s.ReadASN1(&alg, asn1.SEQUENCE) && readOID(&alg, &oid) &&
+	return readASN1(s, &alg, asn1.SEQUENCE) && readOID(&alg, &oid) &&
 		(alg.Empty() || alg.ReadAnyASN1(&params, &tag) && alg.Empty())
+}
+
+// readASN1 is ReadASN1, quick for what nearly every element is: one of fewer than 128 octets.
+func readASN1(s, out *cryptobyte.String, tag asn1.Tag) bool {
+	if b := *s; len(b) >= 2 && b[0] == byte(tag) {
+		if end := 2 + int(b[1]); end <= len(b) && end < 2+128 {
+			*out, *s = b[2:end], b[end:]
+			return true
+		}
+	}
+	return s.ReadASN1(out, tag)
+}
+
+// readOptionalASN1 is ReadOptionalASN1, quick where there is nothing.
+func readOptionalASN1(s, out *cryptobyte.String, present *bool, tag asn1.Tag) bool {
+	if *present = len(*s) > 0 && (*s)[0] == byte(tag); !*present {
+		return true
+	}
+	return readASN1(s, out, tag)
 }
 
 // readOID reads the content octets of an OBJECT IDENTIFIER: sub-identifiers, each minimal and ended (X.690 section 8.19.2).
 func readOID(s, oid *cryptobyte.String) bool {
-	if !s.ReadASN1(oid, asn1.OBJECT_IDENTIFIER) || len(*oid) == 0 {
+	if !readASN1(s, oid, asn1.OBJECT_IDENTIFIER) || len(*oid) == 0 {
 		return false
 	}
 	begins := true
@@ -198,15 +221,15 @@ func isSignature(s cryptobyte.String) bool {
 	var sig, certs, list cryptobyte.String
 	var bits encoding.BitString
 	var present bool
-	if !s.ReadASN1(&sig, asn1.SEQUENCE) || !s.Empty() || !skipAlgorithm(&sig) ||
+	if !readASN1(&s, &sig, asn1.SEQUENCE) || !s.Empty() || !skipAlgorithm(&sig) ||
 		!sig.ReadASN1BitString(&bits) ||
-		!sig.ReadOptionalASN1(&certs, &present, contextConstructed(0)) || !sig.Empty() {
+		!readOptionalASN1(&sig, &certs, &present, contextConstructed(0)) || !sig.Empty() {
 		return false
 	}
 	if !present {
 		return true
 	}
-	if !certs.ReadASN1(&list, asn1.SEQUENCE) || !certs.Empty() {
+	if !readASN1(&certs, &list, asn1.SEQUENCE) || !certs.Empty() {
 		return false
 	}
 	for !list.Empty() {

@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -53,7 +54,9 @@ func must[T any](v T, err error) T {
 }
 
 func newCA(name, subject string) *ca {
-	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	// The same in every process, so that a request found by fuzzing means the same the next time.
+	scalar := sha256.Sum256([]byte(name))
+	key := must(ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar[:]))
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(lastSerial.Add(1)), Subject: pkix.Name{CommonName: subject, Organization: []string{"Example"}},
 		NotBefore: start.AddDate(-1, 0, 0), NotAfter: start.AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true,

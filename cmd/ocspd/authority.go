@@ -105,10 +105,16 @@ func loadSignerCertificate(i *issuerConfig) (*x509.Certificate, error) {
 
 // certificateFindings judges the certificates as of a moment within the signer's life.
 func certificateFindings(i *issuerConfig, a *responder.Authority, now time.Time) []pki.Finding {
-	if a.Signer == nil {
-		return pki.CheckDirect(a.Issuer, within(now, a.Issuer.Certificate))
+	if a.Signer != nil {
+		return pki.CheckDelegate(a.Signer, a.Issuer, within(now, a.Signer), i.Profile == "webpki")
 	}
-	return pki.CheckDelegate(a.Signer, a.Issuer, within(now, a.Signer), i.Profile == "webpki")
+	findings := pki.CheckDirect(a.Issuer, within(now, a.Issuer.Certificate))
+	for n := range findings {
+		if slices.Contains(i.Accept, findings[n].Name) {
+			findings[n].Error = false
+		}
+	}
+	return findings
 }
 
 func within(now time.Time, c *x509.Certificate) time.Time {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -47,7 +48,9 @@ func (a *app) control(ctx context.Context, cfg *config) (*client, error) {
 	if err := becomeOwner(cfg.State); err != nil {
 		return nil, err
 	}
-	k, err := openKeeper(ctx, cfg, newLogger(a.stderr, "offline"))
+	// What keeper would log, the verb says itself, in one line.
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	k, err := openKeeper(ctx, cfg, log)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -115,6 +116,33 @@ func (a *app) importFile(c *cobra.Command, path, issuer, file string) error {
 	return a.printChange(&out)
 }
 
+// crlNumber is the number of a CRL for people: in hex, and saying so, as openssl does.
+func crlNumber(hex string) string {
+	if hex == "" {
+		return ""
+	}
+	return "0x" + hex
+}
+
+// inspectResult is what a CRL says of itself.
+type inspectResult struct {
+	V            int        `json:"v"`
+	Issuer       string     `json:"issuer"`
+	Number       string     `json:"number"`      // hex
+	BaseNumber   string     `json:"base_number"` // of a delta CRL, hex
+	ThisUpdate   *time.Time `json:"this_update"`
+	NextUpdate   *time.Time `json:"next_update"`
+	Entries      int64      `json:"entries"`
+	Size         int64      `json:"size"` // octets of the DER
+	SHA256       string     `json:"sha256"`
+	Signature    string     `json:"signature"`
+	AuthorityKey string     `json:"authority_key"`
+	Scope        string     `json:"scope"`
+	Extensions   []string   `json:"extensions"`
+	Warnings     []string   `json:"warnings"`
+	Problems     []string   `json:"problems"` // what would refuse it, whoever had signed it
+}
+
 func (a *app) inspectCRL(file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -132,17 +160,17 @@ func (a *app) inspectCRL(file string) error {
 		return fmt.Errorf("crl inspect %s: %w", file, err)
 	}
 	if a.json() {
-		return a.printJSON(struct {
-			V int `json:"v"`
-			*ingest.CRLInfo
-		}{1, info})
+		return a.printJSON(inspectResult{V: 1, Issuer: info.Issuer, Number: info.Number, BaseNumber: info.BaseNumber,
+			ThisUpdate: timeOrNil(info.ThisUpdate), NextUpdate: timeOrNil(info.NextUpdate), Entries: info.Entries, Size: info.Size,
+			SHA256: hex.EncodeToString(info.Digest[:]), Signature: info.SignatureAlgorithm, AuthorityKey: info.AuthorityKeyID,
+			Scope: info.Scope.String(), Extensions: filled(info.Extensions), Warnings: filled(info.Warnings), Problems: filled(info.Problems)})
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
 	row := func(name string, value any) { fmt.Fprintf(w, "%s\t%v\n", name, value) }
 	row("issuer", info.Issuer)
-	row("number", info.Number)
+	row("number", crlNumber(info.Number))
 	if info.BaseNumber != "" {
-		row("delta on", info.BaseNumber)
+		row("delta on", crlNumber(info.BaseNumber))
 	}
 	row("this update", info.ThisUpdate.Format(time.RFC3339))
 	row("next update", info.NextUpdate.Format(time.RFC3339))

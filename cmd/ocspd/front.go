@@ -52,7 +52,13 @@ func runFront(ctx context.Context, r *role) error {
 			}
 		})
 	}
-	wg.Go(func() { r.subscribe(ctx, responder.RoleFront, front.Apply, fillFrontReport(front, gate)) })
+	apply := func(c responder.Change) error {
+		if c.Reload {
+			return reloadFront(r.cfg, front)
+		}
+		return front.Apply(c)
+	}
+	wg.Go(func() { r.subscribe(ctx, responder.RoleFront, apply, fillFrontReport(front, gate)) })
 	r.ready()
 	select {
 	case <-ctx.Done():
@@ -79,6 +85,19 @@ func frontIssuers(cfg *config) ([]responder.FrontIssuer, error) {
 		l = append(l, responder.FrontIssuer{Issuer: issuer, IgnoreNonce: i.Nonce == "ignore"})
 	}
 	return l, nil
+}
+
+// reloadFront takes the issuers of the configuration as it is now.
+func reloadFront(old *config, front *responder.Front) error {
+	cfg, err := rereadConfig(old)
+	if err != nil {
+		return err
+	}
+	issuers, err := frontIssuers(cfg)
+	if err != nil {
+		return err
+	}
+	return front.Use(issuers)
 }
 
 // loadIssuer reads the CA's certificate.

@@ -257,7 +257,7 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, location string, sn
 	if snap.Kind == pki.CRL {
 		what = "CRL"
 		if snap.Number != "" {
-			what = "CRL number " + snap.Number
+			what = "CRL number " + crlNumber(snap.Number)
 		}
 		if snap.BaseNumber != "" {
 			what = "delta " + what
@@ -354,18 +354,46 @@ func (k *keeper) putInForce(ctx context.Context, i *keptIssuer, event audit.Reco
 		}
 		return view, responder.Delivery{}, err
 	}
-	if err := generation.Point(k.cfg.generations(), i.config.Name, gen); err != nil {
-		return view, responder.Delivery{}, fmt.Errorf("generation %d is recorded but not in force, since its pointer cannot be written: %w; make room and restart keeper", view.Number, err)
+	delivery, err := k.announce(ctx, i, pending{gen, view.Number, change})
+	return view, delivery, err
+}
+
+// pending is a generation that the database has in force and that is still to be pointed at and told of.
+type pending struct {
+	gen    pki.File
+	number uint64
+	change responder.Change
+}
+
+// announce points at a generation and tells signer and front. Should the pointer not get written, the disk being full, watch tries on until it
+// is; meanwhile the generation before answers. The caller holds i.mu.
+func (k *keeper) announce(ctx context.Context, i *keptIssuer, p pending) (responder.Delivery, error) {
+	name := i.config.Name
+	if err := generation.Point(k.cfg.generations(), name, p.gen); err != nil {
+		i.pending = &p
+		err = fmt.Errorf("generation %d is recorded, but not in force before its pointer can be written: %w; make room, and keeper goes on by itself", p.number, err)
+		k.alarms.raise(alarmDatabase, name, err.Error())
+		return responder.Delivery{}, err
 	}
-	change.Issuer, change.From, change.To = i.issuer.ID, i.number, view.Number
-	i.number = view.Number
+	i.pending = nil
+	p.change.Issuer, p.change.From, p.change.To = i.issuer.ID, i.number, p.number
+	i.number = p.number
 	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
 	defer cancel()
-	delivery := k.feed.Publish(telling, change)
-	if err := generation.Collect(k.cfg.generations(), i.config.Name); err != nil {
-		k.log.Warn("old generation files cannot be removed", "issuer", i.config.Name, "error", err)
+	delivery := k.feed.Publish(telling, p.change)
+	if err := generation.Collect(k.cfg.generations(), name); err != nil {
+		k.log.Warn("old generation files cannot be removed", "issuer", name, "error", err)
 	}
-	return view, delivery, nil
+	return delivery, nil
+}
+
+// announcePending tries again what announce could not.
+func (k *keeper) announcePending(ctx context.Context, i *keptIssuer) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.pending != nil {
+		k.announce(ctx, i, *i.pending)
+	}
 }
 
 // touchIndex moves the times of an index that was read again and says what it said: that is how an index stays fresh. Where something else
@@ -409,7 +437,10 @@ func (k *keeper) handleCRLImport(r *http.Request) (any, error) {
 	defer spool.Close()
 	i, err := k.importIssuer(r, spool)
 	if err != nil {
-		return nil, fail(err)
+		digest := spool.Digest()
+		k.record(ctx, audit.Record{Event: "source.read", Outcome: outcomeRefused, Details: []audit.Detail{
+			{Name: "source", Value: handedIn}, {Name: "name", Value: cut(name, 1000)}, {Name: "reason", Value: cut(err.Error(), 1000)}, {Name: "sha256", Value: hex.EncodeToString(digest[:])}}})
+		return nil, fail(fmt.Errorf("%w; nothing was changed", err))
 	}
 	if len(i.sources) > 0 && !i.hasCRL() {
 		return nil, fail(fmt.Errorf("issuer %s takes its data from an index only; add a [[issuer.%s.source]] with crl = …", i.config.Name, i.config.Name))
@@ -426,7 +457,7 @@ func (k *keeper) importIssuer(r *http.Request, spool *ingest.Spool) (*keptIssuer
 		return k.issuer(name)
 	}
 	var all []*pki.Issuer
-	for _, i := range k.issuers {
+	for _, i := range k.issuers() {
 		all = append(all, i.issuer)
 	}
 	found, err := ingest.IssuerOf(spool, all)
@@ -507,7 +538,7 @@ type fetchResult struct {
 }
 
 func (k *keeper) handleFetch(r *http.Request) (any, error) {
-	which := k.issuers
+	which := k.issuers()
 	if name := r.URL.Query().Get("issuer"); name != "" {
 		i, err := k.issuer(name)
 		if err != nil {

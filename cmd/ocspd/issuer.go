@@ -210,7 +210,7 @@ func (a *app) checkIssuers(names []string) error {
 		if tokens[c.Token] == nil {
 			t, err := openToken(cfg, cfg.token(c.Token), newLogger(a.stderr, "check"))
 			if err != nil {
-				return fmt.Errorf("issuer check: token %s: %w", c.Token, err)
+				return fmt.Errorf("issuer check: %w", err)
 			}
 			tokens[c.Token] = t
 		}

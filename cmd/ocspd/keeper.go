@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ocspd/audit"
@@ -31,20 +32,38 @@ type keeper struct {
 	audit   *audit.Log
 	feed    *responder.Feed
 	fetcher *ingest.Fetcher
-	issuers []*keptIssuer
+	state   atomic.Pointer[keeperState]
 	reports reports
 	unlock  func()
+
+	reloading sync.Mutex // guards the rest
+	reloads   uint64
+	restart   func(*keeperState) // begins to follow the sources of a state, in place of those before; nil where no role runs
 }
+
+// keeperState is what a configuration comes to; reload replaces it as a whole.
+type keeperState struct {
+	cfg     *config
+	issuers []*keptIssuer
+}
+
+// issuers are those of the configuration in use.
+func (k *keeper) issuers() []*keptIssuer { return k.state.Load().issuers }
 
 // keptIssuer is an issuer with what its sources gave.
 type keptIssuer struct {
 	config  *issuerConfig
 	issuer  *pki.Issuer
 	sources []*source
+	*standing
+}
 
+// standing is where an issuer stands, whatever its configuration.
+type standing struct {
 	// mu puts changes in force one after the other, so that pointer and feed follow the database in order.
-	mu     sync.Mutex
-	number uint64 // of the generation in force
+	mu      sync.Mutex
+	number  uint64 // of the generation in force
+	pending *pending
 }
 
 // source is a configured place to read from.
@@ -93,13 +112,15 @@ func (k *keeper) open(ctx context.Context) (err error) {
 		return err
 	}
 	k.fetcher = ingest.NewFetcher(spool)
+	state := &keeperState{cfg: k.cfg}
 	for _, c := range k.cfg.Issuers {
 		i, err := k.openIssuer(ctx, c)
 		if err != nil {
 			return err
 		}
-		k.issuers = append(k.issuers, i)
+		state.issuers = append(state.issuers, i)
 	}
+	k.state.Store(state)
 	return k.closeAborted(ctx)
 }
 
@@ -142,14 +163,11 @@ func (k *keeper) close() {
 // openIssuer makes the pointer file say what the database says: a crash may have come between the two. Sources that are no longer
 // configured go out of force.
 func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, error) {
-	issuer, err := loadIssuer(c)
+	i, err := newKeptIssuer(c)
 	if err != nil {
 		return nil, err
 	}
-	i := &keptIssuer{config: c, issuer: issuer}
-	for _, s := range c.Sources {
-		i.sources = append(i.sources, &source{sourceConfig: s})
-	}
+	issuer := i.issuer
 	if err := k.store.Register(ctx, issuer.ID, c.Name); err != nil {
 		return nil, err
 	}
@@ -175,7 +193,46 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 	if err := generation.Clean(k.cfg.generations(), c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("issuer %s: %w", c.Name, err)
 	}
-	return i, k.dropUnconfigured(ctx, i)
+	return i, k.settle(ctx, i)
+}
+
+func newKeptIssuer(c *issuerConfig) (*keptIssuer, error) {
+	issuer, err := loadIssuer(c)
+	if err != nil {
+		return nil, err
+	}
+	i := &keptIssuer{config: c, issuer: issuer, standing: &standing{}}
+	for _, s := range c.Sources {
+		i.sources = append(i.sources, &source{sourceConfig: s})
+	}
+	return i, nil
+}
+
+// settle makes what is in force fit the configuration.
+func (k *keeper) settle(ctx context.Context, i *keptIssuer) error {
+	if err := k.dropUnconfigured(ctx, i); err != nil {
+		return err
+	}
+	return k.renewHead(ctx, i)
+}
+
+// renewHead makes a generation of the same statuses where the one in force no longer says what is so: sources were added to the configuration, a
+// backup was restored, or its file is damaged.
+func (k *keeper) renewHead(ctx context.Context, i *keptIssuer) error {
+	lineages, err := k.store.Lineages(ctx, i.issuer.ID)
+	if err != nil || len(lineages) == 0 {
+		return err
+	}
+	meta, err := generation.Head(k.cfg.generations(), i.config.Name, i.issuer.ID)
+	if err == nil && meta.Complete == i.complete(lineages) && meta.Number == i.number {
+		return nil
+	}
+	k.log.Warn("generation is written anew", "issuer", i.config.Name, "error", err)
+	now := time.Now()
+	_, _, err = k.putInForce(ctx, i, audit.Record{}, pki.File{}, responder.Change{All: true}, func(publish db.Publish) (db.View, error) {
+		return k.store.Touch(ctx, i.issuer.ID, "", now, time.Time{}, time.Time{}, publish)
+	})
+	return err
 }
 
 // dropUnconfigured takes what no configured source gives out of force, and makes a generation where its files have to be written anew.
@@ -243,12 +300,12 @@ const crlLineage = "crl"
 func indexLineage(location string) string { return "index:" + location }
 
 func (k *keeper) issuer(name string) (*keptIssuer, error) {
-	for _, i := range k.issuers {
+	for _, i := range k.issuers() {
 		if i.config.Name == name {
 			return i, nil
 		}
 	}
-	return nil, noSuchIssuer(k.cfg, name)
+	return nil, noSuchIssuer(k.state.Load().cfg, name)
 }
 
 // closeAborted records that an import or revocation which the log announces never came into force: the process ended before.
@@ -357,11 +414,7 @@ func runKeeper(ctx context.Context, r *role) error {
 			return serveUntil(ctx, newHTTPServer(k.adminHandler(), k.log), l)
 		})
 	}
-	for _, i := range k.issuers {
-		for _, s := range i.sources {
-			wg.Go(func() { k.follow(ctx, i, s) })
-		}
-	}
+	k.followAll(ctx, &wg)
 	wg.Go(func() { k.watch(ctx) })
 	k.ready()
 	select {
@@ -372,6 +425,31 @@ func runKeeper(ctx context.Context, r *role) error {
 	wg.Wait()
 	ending := context.WithoutCancel(ctx)
 	return errors.Join(err, k.record(ending, audit.Record{Event: "keeper.stop", Outcome: outcomeOK}))
+}
+
+// followAll reads the sources of the state in use until ctx ends, and makes restart do the same for another state.
+func (k *keeper) followAll(ctx context.Context, wg *sync.WaitGroup) {
+	k.reloading.Lock()
+	defer k.reloading.Unlock()
+	stop := func() {}
+	k.restart = func(state *keeperState) {
+		stop()
+		following, cancel := context.WithCancel(ctx)
+		var readers sync.WaitGroup
+		for _, i := range state.issuers {
+			for _, s := range i.sources {
+				readers.Go(func() { k.follow(following, i, s) })
+			}
+		}
+		stop = func() { cancel(); readers.Wait() }
+	}
+	k.restart(k.state.Load())
+	wg.Go(func() {
+		<-ctx.Done()
+		k.reloading.Lock()
+		defer k.reloading.Unlock()
+		stop()
+	})
 }
 
 // adminListeners takes over what the supervisor holds, or else listens itself.
@@ -395,6 +473,9 @@ func (k *keeper) watch(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
+		for _, i := range k.issuers() {
+			k.announcePending(ctx, i)
+		}
 		k.checkSources(ctx, time.Now())
 		k.checkRoles(time.Now())
 		select {
@@ -405,16 +486,25 @@ func (k *keeper) watch(ctx context.Context) {
 	}
 }
 
+func (i *keptIssuer) isPending() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.pending != nil
+}
+
 func (k *keeper) checkSources(ctx context.Context, now time.Time) {
-	for _, i := range k.issuers {
+	for _, i := range k.issuers() {
 		name := i.config.Name
 		lineages, err := k.store.Lineages(ctx, i.issuer.ID)
 		if ctx.Err() != nil {
 			return
 		}
-		k.alarms.when(err != nil, alarmDatabase, name, fmt.Sprint(err))
 		if err != nil {
+			k.alarms.raise(alarmDatabase, name, err.Error())
 			continue
+		}
+		if !i.isPending() {
+			k.alarms.clear(alarmDatabase, name)
 		}
 		var stale, aging []string
 		if !i.complete(lineages) && now.Sub(k.since) > roleGrace {
@@ -509,6 +599,7 @@ func (k *keeper) controlHandler() http.Handler {
 	m.Handle("POST /unrevoke", handle(k.handleUnrevoke))
 	m.Handle("GET /lookup", handle(k.handleLookup))
 	m.Handle("GET /status", handle(k.handleStatus))
+	m.Handle("POST /reload", handle(k.handleReload))
 	m.Handle("GET /db/check", handle(k.handleCheck))
 	m.Handle("POST /db/backup", handle(k.handleBackup))
 	return m

@@ -211,7 +211,7 @@ func (a *app) printLookup(l *lookupResult) error {
 			if x.Governs {
 				mark = "  <- decides"
 			}
-			row("evidence", fmt.Sprintf("%s %s %s: %s (%s to %s)%s", x.Kind, x.Source, x.Number, x.Says,
+			row("evidence", fmt.Sprintf("%s %s %s: %s (%s to %s)%s", x.Kind, x.Source, crlNumber(x.Number), x.Says,
 				x.ThisUpdate.Format(time.RFC3339), x.NextUpdate.Format(time.RFC3339), mark))
 		}
 	}

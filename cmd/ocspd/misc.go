@@ -1,15 +1,23 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/spf13/cobra"
+
+	"ocspd/audit"
+	"ocspd/db"
 )
 
 // release is set when a package is built; a build from a checkout has none.
@@ -91,7 +99,83 @@ func newDBCmd(a *app) *cobra.Command {
 			return a.printDB(&out)
 		},
 	}
-	return group("db", "The database of revocation data", a.withOutput(check), a.withOutput(backup))
+	restore := &cobra.Command{
+		Use: "restore FILE", Short: "Put a backup in place of the database; keeper must not run", Args: args(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, files []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			file, err := filepath.Abs(files[0])
+			if err == nil {
+				err = restoreDatabase(c.Context(), cfg, file, newLogger(a.stderr, "restore"))
+			}
+			if err != nil {
+				return fmt.Errorf("db %w", err)
+			}
+			return a.printDB(&dbResult{V: 1, Text: "restored from " + file + "; what came into force after that backup has to be brought in again: 'ocspd crl fetch' reads the sources, revocations by hand are yours to repeat"})
+		},
+	}
+	return group("db", "The database of revocation data", a.withOutput(check), a.withOutput(backup), a.withOutput(restore))
+}
+
+// restoreDatabase puts a backup in place and makes generations of it with numbers above all that were ever in force, since signer refuses to go back.
+func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
+	if c, err := dialUnix(cfg.keeperSocket())(ctx); err == nil {
+		c.Close()
+		return errors.New("restore: keeper runs; stop ocspd first")
+	}
+	if err := becomeOwner(cfg.State); err != nil {
+		return err
+	}
+	unlock, err := lockState(ctx, cfg.keeperDir())
+	if err != nil {
+		return err
+	}
+	err = restoreLocked(ctx, cfg, file, log)
+	unlock()
+	if err != nil {
+		return err
+	}
+	k, err := openKeeper(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	return k.record(ctx, audit.Record{Event: "db.restore", Actor: ownName(), Outcome: outcomeOK, Details: []audit.Detail{{Name: "file", Value: file}}})
+}
+
+func restoreLocked(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
+	if err := db.Restore(ctx, file, cfg.database()); err != nil {
+		return err
+	}
+	store, err := db.Open(ctx, cfg.database(), log)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	issuers, err := store.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range issuers {
+		if err := store.Raise(ctx, i.ID, highestGeneration(cfg.generations(), i.Name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// highestGeneration is the greatest number of an issuer's generation files.
+func highestGeneration(dir, name string) (highest uint64) {
+	files, _ := filepath.Glob(filepath.Join(dir, name+".*.gen"))
+	for _, f := range files {
+		middle := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), name+"."), ".gen")
+		if n, err := strconv.ParseUint(middle, 10, 64); err == nil {
+			highest = max(highest, n)
+		}
+	}
+	return highest
 }
 
 func (a *app) printDB(r *dbResult) error {

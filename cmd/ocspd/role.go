@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ocspd/hardening"
 	"ocspd/responder"
 	"ocspd/systemd"
 )
@@ -37,6 +38,9 @@ func newRoleCmd(a *app, name, short string, run func(context.Context, *role) err
 			if err != nil {
 				return err
 			}
+			if err := harden(cfg, name); err != nil {
+				return err
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			ctx = withLifeline(ctx)
@@ -53,6 +57,22 @@ func newRoleCmd(a *app, name, short string, run func(context.Context, *role) err
 			return err
 		},
 	}
+}
+
+// harden takes the measures that there are. It refuses to start where the configuration demands one that this version does not take: to go on
+// without it would be to pretend. The signer's memory, where the PIN has been, is never dumped.
+func harden(cfg *config, name string) error {
+	noCore := name == "signer"
+	for _, m := range cfg.Hardening.Require {
+		if m != "no-core" {
+			return fmt.Errorf("hardening: %q is required, and this version cannot do it yet; take it out of hardening.require", m)
+		}
+		noCore = true
+	}
+	if noCore {
+		return hardening.NoDump()
+	}
+	return nil
 }
 
 func newLogger(w io.Writer, name string) *slog.Logger {

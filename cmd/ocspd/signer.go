@@ -8,11 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ocspd/generation"
-	"ocspd/hardening"
 	"ocspd/hsm"
 	"ocspd/pki"
 	"ocspd/responder"
@@ -28,11 +29,17 @@ const (
 // signerRole holds the token. It takes questions of a fixed form, looks the status up in generation files that it has checked, and signs.
 type signerRole struct {
 	*role
+	state  atomic.Pointer[signerState]
+	signer *responder.Signer
+	mark   *highwater
+	fatal  chan error // the first one ends the role
+}
+
+// signerState is what a configuration comes to; reload replaces it as a whole.
+type signerState struct {
+	cfg     *config
 	tokens  map[string]*hsm.Token
 	issuers []*signedIssuer
-	signer  *responder.Signer
-	mark    *highwater
-	fatal   chan error // the first one ends the role
 }
 
 type signedIssuer struct {
@@ -46,10 +53,9 @@ type signedIssuer struct {
 }
 
 func runSigner(ctx context.Context, r *role) error {
-	if err := hardening.NoDump(); err != nil {
-		return err
-	}
-	s := &signerRole{role: r, tokens: map[string]*hsm.Token{}, fatal: make(chan error, 1)}
+	s := &signerRole{role: r, fatal: make(chan error, 1)}
+	state := &signerState{cfg: r.cfg, tokens: map[string]*hsm.Token{}}
+	s.state.Store(state)
 	if err := os.MkdirAll(r.cfg.signerDir(), 0o700); err != nil {
 		return fmt.Errorf("signer: %w", err)
 	}
@@ -59,15 +65,17 @@ func runSigner(ctx context.Context, r *role) error {
 	}
 	s.signer = responder.NewSigner(time.Now, s.mark.admit, s.signatureFailed)
 	defer s.closeTokens()
-	if err := s.openTokens(); err != nil {
+	down, err := s.openTokens(state)
+	if err != nil && restarted() {
+		err = s.awaitTokens(ctx, state, down, err)
+	}
+	if err != nil || ctx.Err() != nil {
 		return roleError(err)
 	}
-	if err := s.loadIssuers(); err != nil {
+	if err := s.loadIssuers(state, !restarted()); err != nil {
 		return roleError(err)
 	}
-	for _, i := range s.issuers {
-		s.loadGeneration(i)
-	}
+	s.use(state)
 	l, err := listenUnix(r.cfg.signerSocket())
 	if err != nil {
 		return err
@@ -112,44 +120,78 @@ func (s *signerRole) fail(err error) {
 	}
 }
 
-func (s *signerRole) openTokens() error {
-	for _, i := range s.cfg.Issuers {
-		if s.tokens[i.Token] != nil {
+// openTokens opens those that are not open yet. It names the one that it could not open.
+func (s *signerRole) openTokens(state *signerState) (down string, err error) {
+	for _, i := range state.cfg.Issuers {
+		if state.tokens[i.Token] != nil {
 			continue
 		}
-		t, err := openToken(s.cfg, s.cfg.token(i.Token), s.log)
+		t, err := openToken(state.cfg, state.cfg.token(i.Token), s.log)
 		if err != nil {
-			return fmt.Errorf("token %s: %w", i.Token, err)
+			return i.Token, err
 		}
-		s.tokens[i.Token] = t
+		state.tokens[i.Token] = t
 		info := t.Info()
 		s.log.Info("logged in to the token", "token", i.Token, "label", info.Label, "serial", info.Serial)
 	}
-	return nil
+	return "", nil
 }
 
+// awaitTokens is the life of a signer that was started again while its token is away: keeper hears why nothing is signed, and the token is looked for
+// until it is back. It returns an error where waiting does not help: a refused PIN is not tried again, and a module that hangs needs a new process.
+func (s *signerRole) awaitTokens(ctx context.Context, state *signerState, down string, err error) error {
+	telling, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		s.subscribe(telling, responder.RoleSigner, func(responder.Change) error { return errTokenDown }, func(r *roleReport) {
+			r.Signer = &signerReport{}
+			for _, t := range s.cfg.Tokens {
+				r.Signer.Tokens = append(r.Signer.Tokens, tokenReport{Name: t.Name, State: "not open"})
+			}
+		})
+	})
+	for err != nil && !errors.Is(err, hsm.ErrPIN) && !errors.Is(err, hsm.ErrTokenLost) {
+		s.alarms.raise(alarmTokenDown, down, err.Error())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retryInterval):
+		}
+		was := down
+		if down, err = s.openTokens(state); down != was {
+			s.alarms.clear(alarmTokenDown, was)
+		}
+	}
+	return err
+}
+
+var errTokenDown = errors.New("the token is down")
+
 func (s *signerRole) closeTokens() {
-	for _, t := range s.tokens {
+	for _, t := range s.state.Load().tokens {
 		t.Close()
 	}
 }
 
-// loadIssuers is strict at the first start, when whoever made the mistake is watching. Started again, it serves the issuers that it can: one
-// issuer's broken certificate must not silence the others.
-func (s *signerRole) loadIssuers() error {
-	var authorities []*responder.Authority
+// loadIssuers is strict at the first start and at a reload, when whoever made the mistake is watching. Started again, signer serves the issuers that it
+// can: one issuer's broken certificate must not silence the others.
+func (s *signerRole) loadIssuers(state *signerState, strict bool) error {
 	var errs []error
-	for _, c := range s.cfg.Issuers {
+	for _, c := range state.cfg.Issuers {
 		i := &signedIssuer{config: c}
-		a, warnings, err := loadAuthority(c, s.tokens[c.Token], time.Now())
+		a, warnings, err := loadAuthority(c, state.tokens[c.Token], time.Now())
 		for _, w := range warnings {
 			s.log.Warn("issuer has a finding", "issuer", c.Name, "finding", w)
 		}
 		switch {
 		case errors.Is(err, hsm.ErrTokenLost):
 			return err
-		case err != nil:
+		case err != nil && strict:
 			errs = append(errs, err)
+			continue
+		case err != nil:
 			s.alarms.raise(alarmSignerUnusable, c.Name, err.Error())
 			issuer, err := loadIssuer(c)
 			if err != nil {
@@ -160,14 +202,69 @@ func (s *signerRole) loadIssuers() error {
 			i.usable = true
 		}
 		i.authority = a
-		s.issuers = append(s.issuers, i)
-		authorities = append(authorities, a)
+		state.issuers = append(state.issuers, i)
 	}
-	if len(errs) > 0 && !restarted() {
-		return errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// use answers by a state from now on.
+func (s *signerRole) use(state *signerState) {
+	var authorities []*responder.Authority
+	for _, i := range state.issuers {
+		s.loadGeneration(i)
+		authorities = append(authorities, i.authority)
 	}
 	s.signer.Use(authorities)
+	s.state.Store(state)
+}
+
+// reload builds everything that the configuration now names, and only then answers by it; an error leaves all as it was. Tokens that stay keep
+// their login.
+func (s *signerRole) reload() error {
+	old := s.state.Load()
+	cfg, err := rereadConfig(old.cfg)
+	if err != nil {
+		return err
+	}
+	state := &signerState{cfg: cfg, tokens: map[string]*hsm.Token{}}
+	for name, t := range old.tokens {
+		if now := cfg.token(name); now != nil && reflect.DeepEqual(now, old.cfg.token(name)) {
+			state.tokens[name] = t
+		}
+	}
+	_, err = s.openTokens(state)
+	if err == nil {
+		err = s.loadIssuers(state, true)
+	}
+	if err != nil {
+		closeOthers(state.tokens, old.tokens)
+		return err
+	}
+	for _, i := range state.issuers {
+		if before := old.issuer(i.authority.Issuer.ID); before != nil && before.config.Name == i.config.Name {
+			before.mu.Lock()
+			i.generation, i.wanted = before.generation, before.wanted
+			before.mu.Unlock()
+		}
+	}
+	for _, i := range old.issuers {
+		for _, name := range []string{alarmSignerUnusable, alarmSignatureFailed, alarmGenerationRefused, alarmSignerExpiring} {
+			s.alarms.clear(name, i.config.Name) // raised again where it still holds
+		}
+	}
+	s.use(state)
+	closeOthers(old.tokens, state.tokens)
+	s.log.Info("configuration reloaded", "issuers", len(state.issuers))
 	return nil
+}
+
+// closeOthers closes the tokens that are not among those kept. Signatures under way are finished first.
+func closeOthers(tokens, kept map[string]*hsm.Token) {
+	for name, t := range tokens {
+		if kept[name] != t {
+			t.Close()
+		}
+	}
 }
 
 // loadGeneration takes the generation in force. Where it cannot be had, or is not what keeper said, nothing is answered for the issuer: the one
@@ -200,7 +297,10 @@ func (s *signerRole) loadGeneration(i *signedIssuer) error {
 
 // apply loads what keeper has put in force.
 func (s *signerRole) apply(c responder.Change) error {
-	i := s.issuer(c.Issuer)
+	if c.Reload {
+		return s.reload()
+	}
+	i := s.state.Load().issuer(c.Issuer)
 	if i == nil {
 		return nil
 	}
@@ -210,7 +310,7 @@ func (s *signerRole) apply(c responder.Change) error {
 	return s.loadGeneration(i)
 }
 
-func (s *signerRole) issuer(id pki.IssuerID) *signedIssuer {
+func (s *signerState) issuer(id pki.IssuerID) *signedIssuer {
 	for _, i := range s.issuers {
 		if i.authority.Issuer.ID == id {
 			return i
@@ -254,7 +354,7 @@ func (s *signerRole) watch(ctx context.Context) {
 }
 
 func (s *signerRole) retryGenerations() {
-	for _, i := range s.issuers {
+	for _, i := range s.state.Load().issuers {
 		if i.authority.View() == nil {
 			s.loadGeneration(i)
 		}
@@ -265,7 +365,7 @@ func (s *signerRole) checkHealth(ctx context.Context) {
 	now := time.Now()
 	clockRight := s.mark.clockRight(now)
 	s.alarms.when(!clockRight, alarmClockBack, "", "the clock stands before the last signature; set it right")
-	for _, i := range s.issuers {
+	for _, i := range s.state.Load().issuers {
 		if !i.usable {
 			continue
 		}
@@ -296,8 +396,9 @@ func expiryText(i *signedIssuer, now, end time.Time) string {
 
 func (s *signerRole) fillReport(r *roleReport) {
 	report := &signerReport{Signatures: s.signer.Signed()}
-	for _, t := range s.cfg.Tokens {
-		if open := s.tokens[t.Name]; open != nil {
+	state := s.state.Load()
+	for _, t := range state.cfg.Tokens {
+		if open := state.tokens[t.Name]; open != nil {
 			state := "ok"
 			select {
 			case <-open.Lost():
@@ -307,7 +408,7 @@ func (s *signerRole) fillReport(r *roleReport) {
 			report.Tokens = append(report.Tokens, tokenReport{t.Name, open.Info().Label, state})
 		}
 	}
-	for _, i := range s.issuers {
+	for _, i := range state.issuers {
 		ir := issuerReport{Name: i.config.Name, NotAfter: i.authority.Policy.NotAfter.UTC()}
 		if v := i.authority.View(); v != nil {
 			ir.Generation = v.Number

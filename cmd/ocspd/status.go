@@ -42,6 +42,7 @@ type issuerStatus struct {
 	Name       string         `json:"name"`
 	Generation uint64         `json:"generation"`        // in force
 	Signed     uint64         `json:"signed_generation"` // that signer answers by; 0 when it answers by none
+	Complete   bool           `json:"complete"`          // every source has delivered; without that, every answer is tryLater
 	NotAfter   *time.Time     `json:"signer_not_after"`
 	Unissued   string         `json:"unissued"`
 	Profile    string         `json:"profile"`
@@ -111,14 +112,14 @@ func verdict(alarms []alarm, issuers []issuerStatus, connected bool) string {
 	}
 	answering := 0
 	for _, i := range issuers {
-		if !silent[i.Name] {
+		if !silent[i.Name] && i.Complete && i.Signed > 0 {
 			answering++
 		}
 	}
 	switch {
 	case !connected, answering == 0:
 		return verdictNotServing
-	case isGrave:
+	case isGrave, answering < len(issuers):
 		return verdictDegraded
 	}
 	return verdictServing
@@ -126,7 +127,7 @@ func verdict(alarms []alarm, issuers []issuerStatus, connected bool) string {
 
 func (k *keeper) issuerStatuses(ctx context.Context) ([]issuerStatus, error) {
 	l := []issuerStatus{}
-	for _, i := range k.issuers {
+	for _, i := range k.issuers() {
 		lineages, err := k.store.Lineages(ctx, i.issuer.ID)
 		if err != nil {
 			return nil, err
@@ -135,7 +136,7 @@ func (k *keeper) issuerStatuses(ctx context.Context) ([]issuerStatus, error) {
 		if err != nil {
 			return nil, err
 		}
-		l = append(l, issuerStatus{Name: i.config.Name, Generation: i.inForce(), Unissued: i.config.Unissued, Profile: i.config.Profile,
+		l = append(l, issuerStatus{Name: i.config.Name, Generation: i.inForce(), Complete: i.complete(lineages), Unissued: i.config.Unissued, Profile: i.config.Profile,
 			Sources: sourceStatuses(i, lineages, feeds)})
 	}
 	return l, nil
@@ -272,7 +273,7 @@ func writeSources(w *tabwriter.Writer, sources []sourceStatus) {
 		if s.NextUpdate != nil {
 			until = fmt.Sprintf("%d entries, %s to %s", s.Entries, s.ThisUpdate.Format(time.RFC3339), s.NextUpdate.Format(time.RFC3339))
 			if s.Number != "" {
-				until = "number " + s.Number + ", " + until
+				until = "number " + crlNumber(s.Number) + ", " + until
 			}
 		}
 		if s.Error != "" {
