@@ -19,7 +19,8 @@ check() { # name, command …: a part that is counted
 }
 
 part 'packages'
-need='softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3'
+need='softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3 gnutls-bin libnss3-tools nginx-light'
+[ "$mode" != long ] || need="$need openjdk-17-jdk-headless"
 missing=
 for p in $need; do
 	case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in 'install ok installed') ;; *) missing="$missing $p" ;; esac
@@ -55,6 +56,22 @@ demo() { # from a copy, so that a demo in this checkout is left alone
 	(git ls-files -co --exclude-standard 2>/dev/null || find . -type f -not -path './demo/*' -not -path './.git/*') | tar -cf - -T - | tar -xf - -C "$work/copy"
 	"$work/copy/demo.sh" --ci && "$work/copy/demo.sh" --ci >"$work/demo.out" && tail -n 3 "$work/demo.out" && no_process_left
 }
+interop() { # clients of others against the demo, which serves
+	"$work/copy/demo.sh" >"$work/demo.out" 2>&1 &
+	demo=$!
+	tries=0
+	until [ -s "$work/copy/demo/url" ]; do
+		kill -0 $demo 2>/dev/null && [ $tries -lt 300 ] || { cat "$work/demo.out"; return 1; }
+		tries=$((tries + 1))
+		sleep 0.2
+	done
+	result=0
+	test/interop.sh "$work/copy/demo" ${1-} || result=1
+	"$work/copy/demo/ocspd" check responder "$(cat "$work/copy/demo/url")" --issuer "$work/copy/demo/pki/class1.pem" --issuer "$work/copy/demo/pki/class3.pem" --conformance || result=1
+	kill $demo
+	wait $demo || :
+	no_process_left && return $result
+}
 no_process_left() {
 	for c in /proc/[0-9]*/cmdline; do
 		if tr '\0' ' ' <"$c" 2>/dev/null | grep -q "^$work/copy/demo/ocspd "; then echo "left running: ${c%/cmdline}"; return 1; fi
@@ -67,9 +84,12 @@ check 'vet' go vet ./...
 check 'staticcheck' staticcheck
 check 'responder without cgo' env CGO_ENABLED=0 go build ./responder ./pki ./ingest ./generation
 check 'demo, twice' demo
+check 'clients of others' interop $([ "$mode" = long ] && echo java)
 check 'tests, with the race detector' go test -race -timeout 20m ./...
 
 if [ "$mode" = long ]; then
+	check 'mutants' test/mutants.sh
+	check '2,000,000 mutated requests' env OCSPD_FLOOD=2000000 go test -timeout 60m -run REQ19Flood -v ./responder
 	for fuzz in $(grep -rho '^func Fuzz[A-Za-z0-9]*' --include='*_test.go' . | sed 's/func //' | sort -u); do
 		dir=$(grep -rl "^func $fuzz(" --include='*_test.go' . | head -n 1 | xargs dirname)
 		check "fuzz $fuzz" go test -run '^$' -fuzz "^$fuzz\$" -fuzztime 3m "$dir"

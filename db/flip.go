@@ -578,6 +578,13 @@ func (s *Store) Touch(ctx context.Context, id pki.IssuerID, key string, at, this
 		})
 }
 
+// Renew makes a generation of the same statuses whose base is written anew, the one in force being damaged.
+func (s *Store) Renew(ctx context.Context, id pki.IssuerID, at time.Time, publish Publish) (View, error) {
+	return s.publish(ctx, id, at, publish,
+		func(i *Issuer, _ *state) error { i.Base = pki.File{}; return nil },
+		func(*sql.Tx, *Issuer, uint64) error { return nil })
+}
+
 // seconds is how a time is stored; NULL where it does not apply.
 func seconds(t time.Time) any {
 	if t.IsZero() {

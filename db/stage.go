@@ -25,19 +25,27 @@ type Origin struct {
 	Location string        // as configured, or "import" for what was handed in
 	At       time.Time     // now: of an index, the time of its last successful read
 	Validity time.Duration // of an index: how long it holds after At
+	Source   string        // the configured source that it stands for, where Location is another: a delta's, or a CRL's that was handed in
 	Override bool          // an admin's word against the guards on age, number, scope and regression
 }
 
-// lineage is the key of what the source feeds: all complete CRLs and deltas of an issuer feed one, each index its own.
-func (o *Origin) lineage(k pki.SourceKind) string {
-	if k == pki.Index {
+// lineage is the key of what the source feeds: all complete CRLs of an issuer, and their deltas, feed one, each source of CRLs
+// of a part its own, and so each index.
+func (o *Origin) lineage(snap *pki.Snapshot) string {
+	switch {
+	case snap.Kind == pki.Index:
 		return IndexLineage(o.Location)
+	case snap.Scope != "":
+		return PartLineage(cmp.Or(o.Source, o.Location))
 	}
 	return CRLLineage
 }
 
-// CRLLineage is the key of the lineage of an issuer's CRLs.
+// CRLLineage is the key of the lineage of an issuer's complete CRLs.
 const CRLLineage = "crl"
+
+// PartLineage is the key of the lineage of a source whose CRLs cover a part of what the issuer issued.
+func PartLineage(source string) string { return CRLLineage + ":" + source }
 
 // IndexLineage is the key of the lineage of an index.
 func IndexLineage(location string) string { return "index:" + location }
@@ -192,7 +200,7 @@ func (s *Store) Abort(st *Staged) {
 }
 
 func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Snapshot, progress func(int64)) error {
-	key := from.lineage(snap.Kind)
+	key := from.lineage(snap)
 	have, err := s.lineage(ctx, st.issuer, key)
 	if err != nil {
 		return err
@@ -276,7 +284,7 @@ func admit(have *Lineage, snap *pki.Snapshot, override bool) error {
 	case override || snap.Kind == pki.Index:
 		return nil
 	case snap.Scope != have.Scope:
-		return refusef("it covers another part of the issuer's certificates (issuingDistributionPoint) than the CRL installed; import it with override if that is meant")
+		return refusef("it covers another part of the issuer's certificates (issuingDistributionPoint) than the CRL that its source gave before; if the CA meant that, 'crl import --force NOTE'")
 	}
 	numbered := snap.Number != "" && have.Number != ""
 	number := compareNumbers(snap.Number, have.Number)
@@ -404,7 +412,7 @@ func (c *comparison) run(ctx context.Context, sorted *sorter) (err error) {
 		return err
 	}
 	if r := &c.st.Report; r.Regressed > 0 && !c.override {
-		return refusef("%d serials that were revoked are good in it (such as %s); correct it, or import it with override", r.Regressed, join(r.Sample))
+		return refusef("%d serials that were revoked are good in it (such as %s); correct it, or 'index import --force NOTE'", r.Regressed, join(r.Sample))
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ type Meta struct {
 	Created  time.Time
 	Sources  []pki.Source // what the records' source indices mean
 	Complete bool         // every source that the issuer needs has delivered; when false, nothing may be answered
+	Gap      string       // of what certificates no CRL among the sources speaks; then nothing but revoked may be answered
 }
 
 // Generation is one state of one issuer in memory. It never changes and may be searched from any goroutine.
@@ -73,6 +74,7 @@ type header struct {
 	Number   uint64
 	Created  time.Time
 	Complete bool
+	Gap      string
 	Sources  []pki.Source
 	Base     fileRef
 	Rulings  int
@@ -147,6 +149,9 @@ func (g *Generation) Recheck() error {
 	}
 	return nil
 }
+
+// SharesRecords reports whether g and h are made of the same records in memory.
+func (g *Generation) SharesRecords(h *Generation) bool { return g.base == h.base }
 
 // Load reads the generation in force of the issuer called name. Records that previous already holds are not read
 // again. On any error there is no Generation, and previous stays as good as it was.
@@ -273,7 +278,7 @@ func readGen(dir string, ref pki.File) (*Generation, error) {
 	if err := d.Decode(&h); err != nil {
 		return fail("%w", err)
 	}
-	g := &Generation{meta: Meta{Name: h.Name, Number: h.Number, Created: h.Created, Sources: h.Sources, Complete: h.Complete}}
+	g := &Generation{meta: Meta{Name: h.Name, Number: h.Number, Created: h.Created, Sources: h.Sources, Complete: h.Complete, Gap: h.Gap}}
 	if err := decodeHex(g.meta.Issuer[:], h.Issuer); err != nil {
 		return fail("issuer: %w", err)
 	}

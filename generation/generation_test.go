@@ -129,7 +129,7 @@ func (d data) over(t fatal, dir, name string, number uint64, issuer pki.IssuerID
 	for _, s := range sorted(d.rulings) {
 		rulings = append(rulings, pki.Ruling{Serial: s, Record: d.rulings[s]})
 	}
-	gen, err := Write(dir, Meta{issuer, name, number, day0, sources, true}, rulings, base)
+	gen, err := Write(dir, Meta{issuer, name, number, day0, sources, true, "certificates of CAs"}, rulings, base)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Meta{class1, "class1", 1, day0, sources, true}, g.Meta()); diff != "" {
+	if diff := cmp.Diff(Meta{class1, "class1", 1, day0, sources, true, "certificates of CAs"}, g.Meta()); diff != "" {
 		t.Error(diff)
 	}
 	for _, s := range d.probes() {

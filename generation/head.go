@@ -11,3 +11,17 @@ func Head(dir, name string, issuer pki.IssuerID) (Meta, error) {
 	}
 	return g.meta, nil
 }
+
+// Check reads all files of the generation in force, as Load does, in little memory.
+func Check(dir, name string, issuer pki.IssuerID) error {
+	g, err := loadHead(dir, name, issuer)
+	if err != nil {
+		return err
+	}
+	f, err := openBase(dir, g.base)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return g.readBase(f, nil, nil)
+}

@@ -66,7 +66,7 @@ func Write(dir string, m Meta, rulings []pki.Ruling, base pki.File) (pki.File, e
 	f.Close()
 	line, err := json.Marshal(header{
 		Issuer: hex.EncodeToString(m.Issuer[:]), Name: m.Name, Number: m.Number, Created: m.Created.UTC(),
-		Complete: m.Complete, Sources: m.Sources, Rulings: len(rulings),
+		Complete: m.Complete, Gap: m.Gap, Sources: m.Sources, Rulings: len(rulings),
 		Base: fileRef{Name: base.Name, SHA256: hex.EncodeToString(base.SHA256[:]), Count: base.Count},
 	})
 	if err != nil {

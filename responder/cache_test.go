@@ -79,7 +79,7 @@ func TestTIM07Refresh(t *testing.T) {
 		left     time.Duration
 	}{
 		{8 * time.Hour, true, 4*time.Hour - time.Second}, {10 * time.Hour, false, 5 * time.Hour}, {16 * time.Hour, true, 8*time.Hour - time.Second},
-		{day, false, 12 * time.Hour}, {7 * day, true, 8 * time.Hour}, {10 * day, true, 6 * day},
+		{day, false, 12 * time.Hour}, {7 * day, true, 8 * time.Hour}, {14 * day, true, 10 * day},
 	} {
 		k := newKit(t, Policy{Unissued: UnissuedUnknown, Validity: c.validity, WebPKI: c.webPKI})
 		for hour := range 14 * 24 {
@@ -97,8 +97,28 @@ func TestTIM07Refresh(t *testing.T) {
 				t.Fatalf("validity %s, hour %d: %s old, %s left", c.validity, hour, age, left)
 			}
 		}
-		if asked := k.asked.Load(); asked > int64(14*day/(c.validity/4)) {
+		if asked := k.asked.Load(); asked > int64(14*day/min(c.validity/4, 3*day))+1 {
 			t.Errorf("validity %s: the signer was asked %d times", c.validity, asked)
+		}
+	}
+}
+
+// OCSP-TIM-07 to the minute: when a newer answer must be there, and that it is asked for when three quarters of the time to that are over.
+func TestTIM07Due(t *testing.T) {
+	for _, c := range []struct{ this, next, due time.Duration }{ // from producedAt
+		{0, 10 * time.Hour, 5 * time.Hour},
+		{0, 24 * time.Hour, 12 * time.Hour},
+		{0, 12 * day, 4 * day},
+		{-3 * day, 4 * day, day},
+		{-5 * day, 4 * day, 2 * day},                    // older than 4 days already
+		{-7 * day, 12 * time.Hour, 4 * time.Hour},       // 8 h before the end of 7.5 days
+		{-7 * day, 6 * time.Hour, 3 * time.Hour},        // less than 8 h before it
+		{-2 * time.Hour, 12 * time.Hour, 6 * time.Hour}, // 14 h in all: half is enough
+		{-4 * time.Hour, 12 * time.Hour, 4 * time.Hour}, // 16 h
+	} {
+		r := newReply(&Answer{ProducedAt: start, ThisUpdate: start.Add(c.this), NextUpdate: start.Add(c.next)}, true)
+		if r.due.Sub(start) != c.due || r.Refresh.Sub(start) != c.due/4*3 {
+			t.Errorf("%+v: due after %s, asked for after %s", c, r.due.Sub(start), r.Refresh.Sub(start))
 		}
 	}
 }
@@ -140,6 +160,17 @@ func TestRenewal(t *testing.T) {
 	}
 	k.down.Store(false)
 	k.add(renewPause)
+	for range renewals { // as many are under way as may be: not now, but as soon as one has ended
+		k.front.renewing <- struct{}{}
+	}
+	before := k.asked.Load()
+	k.respond(req("G"))
+	if k.asked.Load() != before {
+		t.Error("one renewal too many")
+	}
+	for range renewals {
+		<-k.front.renewing
+	}
 	k.respond(req("G"))
 	k.settle()
 	if got := k.respond(req("G")); bytes.Equal(got, old) {
@@ -352,6 +383,65 @@ func TestUse(t *testing.T) {
 	k.ok(req("G"))
 }
 
+// A change that is applied while issuers are put in use anew is not lost between the two.
+func TestUseWhileApplied(t *testing.T) {
+	k := newKit(t, private)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				k.front.Use([]FrontIssuer{{Issuer: ca1.issuer}})
+			}
+		}
+	})
+	for n := uint64(2); n < 3000; n++ {
+		k.front.Apply(Change{Issuer: ca1.issuer.ID, From: n - 1, To: n})
+		time.Sleep(20 * time.Microsecond)
+		if got := k.front.state.Load().byID[ca1.issuer.ID].newest.Load(); got != n {
+			t.Errorf("generation %d was applied, and %d is known", n, got)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// A status that goes from one cache to the other is found there: what was dropped does not hide it.
+func TestBetweenCaches(t *testing.T) {
+	k := newKit(t, private)
+	of := map[bool]string{true: "U", false: "G"}
+	k.ok(req("G"))
+	k.ok(req("U"))
+	v := view(2, ledger{serial("U"): good})
+	lookup := v.Lookup
+	v.Lookup = func(s pki.Serial) (pki.Record, bool) {
+		if s == serial("G") {
+			return pki.Record{}, false
+		}
+		return lookup(s)
+	}
+	k.auth[ca1].SetView(v)
+	k.front.Apply(Change{Issuer: ca1.issuer.ID, From: 1, To: 2, All: true})
+	for unknown, name := range of {
+		before := k.asked.Load()
+		for range 3 {
+			if r := k.ok(req(name)); (r.singles[0].state() == "good") != unknown {
+				t.Errorf("%s is %s", name, r.singles[0].state())
+			}
+		}
+		if asked := k.asked.Load() - before; asked != 1 {
+			t.Errorf("%s: the signer was asked %d times", name, asked)
+		}
+	}
+	if k.front.Kept() != 2 {
+		t.Errorf("%d answers are kept", k.front.Kept())
+	}
+}
+
 // A flood of random serials does not push out what is asked for all the time, whatever is said of such serials.
 func TestFloodEvictsNothing(t *testing.T) {
 	for _, p := range []Unissued{UnissuedUnknown, UnissuedRevoked} {
@@ -525,8 +615,12 @@ func TestOneFlight(t *testing.T) {
 		k := newKit(t, private)
 		straight := k.front.ask
 		k.front.ask = func(ctx context.Context, q *Question) (Answer, error) {
-			time.Sleep(100 * time.Millisecond)
-			return straight(ctx, q)
+			select {
+			case <-time.After(100 * time.Millisecond):
+				return straight(ctx, q)
+			case <-ctx.Done():
+				return Answer{}, ctx.Err()
+			}
 		}
 		answers := make([][]byte, 100)
 		gone, cancel := context.WithCancel(t.Context())
@@ -569,6 +663,19 @@ func TestFlightsEndWithChange(t *testing.T) {
 		ask("revoked")
 		wg.Wait()
 	})
+	// Nor one that has landed and whose answer is just being handed out.
+	k := newKit(t, private)
+	i, key := k.front.state.Load().byID[ca1.issuer.ID], cacheKey{issuer: ca1.issuer.ID, serial: serial("G")}
+	flights := map[string]bool{k.front.flightName(i, key): true}
+	for n, c := range []Change{{From: 1, To: 2}, {From: 2, To: 2, All: true}, {From: 0, To: 9, All: true}} {
+		c.Issuer = ca1.issuer.ID
+		k.front.Apply(c)
+		name := k.front.flightName(i, key)
+		if flights[name] {
+			t.Errorf("change %d leaves flight %q open", n, name)
+		}
+		flights[name] = true
+	}
 }
 
 // Counts of the whole, as operators see them.

@@ -61,7 +61,7 @@ func NewRequest(nonce []byte, certIDs ...[]byte) []byte {
 			if nonce == nil {
 				return
 			}
-			b.AddASN1(asn1.Tag(2).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
+			b.AddASN1(contextConstructed(2), func(b *cryptobyte.Builder) {
 				b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 					b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 						b.AddASN1ObjectIdentifier(extNonce)
@@ -181,12 +181,11 @@ func sameCertificate(a, b []byte) bool {
 
 // Extensions of responses, and the type of a basic one.
 var (
-	typeBasic          = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 1}
-	extNonce           = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 2}
-	extExtendedRevoke  = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 9}
-	extReasonCode      = encoding.ObjectIdentifier{2, 5, 29, 21}
-	extInvalidityDate  = encoding.ObjectIdentifier{2, 5, 29, 24}
-	constructedContext = func(n asn1.Tag) asn1.Tag { return n.ContextSpecific().Constructed() }
+	typeBasic         = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 1}
+	extNonce          = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 2}
+	extExtendedRevoke = encoding.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 9}
+	extReasonCode     = encoding.ObjectIdentifier{2, 5, 29, 21}
+	extInvalidityDate = encoding.ObjectIdentifier{2, 5, 29, 24}
 )
 
 // broken ends the reading of a response: what follows cannot be told.
@@ -210,7 +209,7 @@ func (l *linter) response(der []byte) *Response {
 		l.want(len(der) == 5, "RSP-01", "error-with-more", "an error is exactly 5 octets, and this one has %d: %s", len(der), begin(der))
 		return r
 	}
-	if !l.refuse(outer.ReadASN1(&wrapped, constructedContext(0)) && wrapped.ReadASN1(&responseBytes, asn1.SEQUENCE) &&
+	if !l.refuse(outer.ReadASN1(&wrapped, contextConstructed(0)) && wrapped.ReadASN1(&responseBytes, asn1.SEQUENCE) &&
 		responseBytes.ReadASN1Element(&oid, asn1.OBJECT_IDENTIFIER), "RSP-02", "without-response", "it says successful and has no responseBytes") {
 		return r
 	}
@@ -244,7 +243,7 @@ func (l *linter) basic(r *Response, s cryptobyte.String) {
 		r.signature = signature[1:]
 	}
 	switch {
-	case !basic.ReadOptionalASN1(&certs, &present, constructedContext(0)):
+	case !basic.ReadOptionalASN1(&certs, &present, contextConstructed(0)):
 		l.broken("certs")
 	case present:
 		l.certificates(r, certs)
@@ -293,7 +292,7 @@ func (l *linter) data(r *Response, s cryptobyte.String) {
 		}
 		r.Singles = append(r.Singles, one)
 	}
-	if !data.ReadOptionalASN1(&extensions, &present, constructedContext(1)) {
+	if !data.ReadOptionalASN1(&extensions, &present, contextConstructed(1)) {
 		l.broken("responseExtensions")
 		return
 	}
@@ -308,7 +307,7 @@ func (l *linter) data(r *Response, s cryptobyte.String) {
 func (l *linter) version(data *cryptobyte.String) bool {
 	var v, number cryptobyte.String
 	var present bool
-	if !data.ReadOptionalASN1(&v, &present, constructedContext(0)) {
+	if !data.ReadOptionalASN1(&v, &present, contextConstructed(0)) {
 		return false
 	}
 	if !l.want(!present, "RSP-03", "version-written", "version is written although it is v1, the default") {
@@ -324,10 +323,10 @@ func (l *linter) responderID(r *Response, data *cryptobyte.String) bool {
 		return false
 	}
 	switch tag {
-	case constructedContext(1):
+	case contextConstructed(1):
 		r.ResponderName = id
 		l.refuse(id.ReadASN1(&content, asn1.SEQUENCE) && id.Empty(), "RID-02", "responder-name-form", "byName is not [1] EXPLICIT Name")
-	case constructedContext(2):
+	case contextConstructed(2):
 		ok := id.ReadASN1(&content, asn1.OCTET_STRING) && id.Empty()
 		l.refuse(ok, "RID-02", "responder-key-form", "byKey is not [2] EXPLICIT OCTET STRING")
 		l.refuse(len(content) == 20, "RID-01", "responder-key-length", "the KeyHash has %d octets; it is a SHA-1, of 20, whatever else is used", len(content))
@@ -349,14 +348,14 @@ func (l *linter) single(list *cryptobyte.String) (one SingleResponse, ok bool) {
 	one.CertID = id
 	l.status(&one, tag, status)
 	one.ThisUpdate = l.time(&s, "thisUpdate")
-	if !s.ReadOptionalASN1(&next, &present, constructedContext(0)) {
+	if !s.ReadOptionalASN1(&next, &present, contextConstructed(0)) {
 		return one, false
 	}
 	if l.want(present, "TIM-04", "no-next-update", "nextUpdate is missing: caches and strict clients cannot use the answer") {
 		one.NextUpdate = l.time(&next, "nextUpdate")
 		l.refuse(next.Empty(), "RSP-03", "extra-elements", "something follows nextUpdate")
 	}
-	if !s.ReadOptionalASN1(&extensions, &present, constructedContext(1)) {
+	if !s.ReadOptionalASN1(&extensions, &present, contextConstructed(1)) {
 		return one, false
 	}
 	if present {
@@ -375,7 +374,7 @@ func (l *linter) status(one *SingleResponse, tag asn1.Tag, s cryptobyte.String) 
 		if l.refuse(s.Empty(), "RSP-04", "status-form", "certStatus %#x has content", byte(tag)) && tag == primitive {
 			one.State = pki.Good
 		}
-	case constructedContext(1):
+	case contextConstructed(1):
 		one.State = pki.Revoked
 		l.revocation(one, s)
 	default:
@@ -387,7 +386,7 @@ func (l *linter) revocation(one *SingleResponse, s cryptobyte.String) {
 	var wrapped cryptobyte.String
 	var present bool
 	one.RevokedAt = l.time(&s, "revocationTime")
-	if !s.ReadOptionalASN1(&wrapped, &present, constructedContext(0)) ||
+	if !s.ReadOptionalASN1(&wrapped, &present, contextConstructed(0)) ||
 		present && (!wrapped.ReadASN1Enum(&one.Reason) || !wrapped.Empty()) || !s.Empty() {
 		l.broken("RevokedInfo")
 		return

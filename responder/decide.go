@@ -58,8 +58,10 @@ type Policy struct {
 type View struct {
 	Number   uint64
 	Complete bool // every source that the issuer needs has delivered
-	Sources  []pki.Source
-	Lookup   func(pki.Serial) (pki.Record, bool)
+	// Gap says of what certificates no CRL in force speaks (RFC 5280 section 5.2.5): of them, not being named proves nothing. "" is none.
+	Gap     string
+	Sources []pki.Source
+	Lookup  func(pki.Serial) (pki.Record, bool)
 }
 
 // A Verdict is what an answer will say of one serial, and why.
@@ -111,6 +113,9 @@ func (p *Policy) Decide(v *View, serial pki.Serial, now time.Time) Verdict {
 	default:
 		verdict.Source, verdict.Why = v.Sources[record.Source].Name, "the source names it as issued, and none as revoked"
 		verdict.bound(v.Sources) // good needs them all
+	}
+	if v.Gap != "" && (verdict.Extended || verdict.Status.State != pki.Revoked) {
+		return Verdict{Refusal: TryLater, Source: verdict.Source, Why: "no CRL in force speaks of " + v.Gap}
 	}
 	if verdict.Refusal != Successful {
 		return verdict

@@ -47,16 +47,16 @@ func TestTIM05Times(t *testing.T) {
 		sources    []pki.Source
 		this, next time.Duration
 	}{
-		{"TIM-02 three days into a CRL", 3 * day, policy(false, day, 99*day), "G", []pki.Source{source(0, 7*day)}, 0, 4 * day},
+		{"OCSP-TIM-02 three days into a CRL", 3 * day, policy(false, day, 99*day), "G", []pki.Source{source(0, 7*day)}, 0, 4 * day},
 		{"bound by the CRL", 6 * day, policy(false, 2*day, 99*day), "G", []pki.Source{source(0, 7*day)}, 0, 7 * day},
 		{"bound by the signer's certificate", day, policy(false, 5*day, 3*day), "G", []pki.Source{source(0, 7*day)}, 0, 3 * day},
 		{"bound by thisUpdate + validity", 3 * day, policy(true, 4*day, 99*day), "G", []pki.Source{source(0, 7*day)}, 0, 4*day - time.Second},
-		{"TIM-06 a second less than seven days", time.Hour, policy(true, 7*day, 99*day), "G", []pki.Source{source(0, 30*day)}, 0, 604_799 * time.Second},
+		{"OCSP-TIM-06 a second less than seven days", time.Hour, policy(true, 7*day, 99*day), "G", []pki.Source{source(0, 30*day)}, 0, 604_799 * time.Second},
 		{"good needs all sources", day, policy(false, 9*day, 99*day), "G", []pki.Source{source(time.Hour, 7*day), source(0, 3*day), source(2*time.Hour, 5*day)}, 0, 3 * day},
 		{"unknown needs all sources", day, policy(false, 9*day, 99*day), "U", []pki.Source{source(time.Hour, 7*day), source(0, 3*day)}, 0, 3 * day},
 		{"revoked needs the one that says so", day, policy(false, 9*day, 99*day), "R", []pki.Source{source(time.Hour, 7*day), source(0, 3*day)}, time.Hour, 7 * day},
-		{"TIM-03 a source ahead of our clock", 0, policy(false, day, 99*day), "G", []pki.Source{source(time.Hour, 7*day)}, 0, day},
-		{"TIM-03 and in webpki", 0, policy(true, day, 99*day), "G", []pki.Source{source(time.Hour, 7*day)}, 0, day - time.Second},
+		{"OCSP-TIM-03 a source ahead of our clock", 0, policy(false, day, 99*day), "G", []pki.Source{source(time.Hour, 7*day)}, 0, day},
+		{"OCSP-TIM-03 and in webpki", 0, policy(true, day, 99*day), "G", []pki.Source{source(time.Hour, 7*day)}, 0, day - time.Second},
 	} {
 		v := decideAt(c.now, c.policy, c.of, c.sources...)
 		if v.Refusal != Successful || !v.ThisUpdate.Equal(start.Add(c.this)) || !v.NextUpdate.Equal(start.Add(c.next)) {

@@ -23,8 +23,6 @@ var page []byte // for people who open the responder's address in a browser
 
 const (
 	allowed = "GET, HEAD, POST"
-	// unknownMaxAge bounds the HTTP life of an answer that says unknown: soon the certificate may be known.
-	unknownMaxAge = 60
 	// maxPrefix bounds the path segments that may stand before the request in a GET.
 	maxPrefix = 4
 )
@@ -99,7 +97,7 @@ func (f *Front) post(w http.ResponseWriter, r *http.Request, maxBody int) {
 	if !reply.Cacheable {
 		uncacheable(w.Header(), &reply)
 	}
-	send(w, r, &reply)
+	send(w, &reply)
 }
 
 // readBody allocates no more than what was announced or, when nothing was, what has arrived.
@@ -126,9 +124,7 @@ func (f *Front) get(w http.ResponseWriter, r *http.Request, maxPath int) {
 		h.Set("Cache-Control", "max-age=3600")
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 		h.Set("X-Content-Type-Options", "nosniff")
-		if r.Method == http.MethodGet {
-			w.Write(page)
-		}
+		w.Write(page)
 		return
 	}
 	path, _, _ = strings.Cut(path, "?")
@@ -139,20 +135,21 @@ func (f *Front) get(w http.ResponseWriter, r *http.Request, maxPath int) {
 	reply := f.Respond(r.Context(), der)
 	if !reply.Cacheable {
 		uncacheable(w.Header(), &reply)
-		send(w, r, &reply)
+		send(w, &reply)
 		return
 	}
 	now := f.now()
 	until, modified := reply.modifiedSince(r, now)
 	reply.cacheable(w.Header(), now, until)
 	if modified {
-		send(w, r, &reply)
+		send(w, &reply)
 	} else {
 		w.WriteHeader(http.StatusNotModified)
 	}
 }
 
-func send(w http.ResponseWriter, r *http.Request, reply *Reply) {
+// send leaves it to net/http that a HEAD has no body.
+func send(w http.ResponseWriter, reply *Reply) {
 	h := w.Header()
 	h["Content-Type"] = mediaTypes
 	if reply.Cacheable {
@@ -160,9 +157,7 @@ func send(w http.ResponseWriter, r *http.Request, reply *Reply) {
 	} else {
 		h.Set("Content-Length", strconv.Itoa(len(reply.DER)))
 	}
-	if r.Method != http.MethodHead {
-		w.Write(reply.DER)
-	}
+	w.Write(reply.DER)
 }
 
 func uncacheable(h http.Header, reply *Reply) {
@@ -172,8 +167,8 @@ func uncacheable(h http.Header, reply *Reply) {
 	}
 }
 
-// cacheable sets the headers of RFC 9919 section 7.2. max-age is counted at the moment of sending, to when a newer answer will be asked for, and
-// always ends before nextUpdate. until is nextUpdate, or sooner where the client's copy may end sooner.
+// cacheable sets the headers of RFC 9919 section 7.2. max-age is counted at the moment of sending, to when a newer answer will be asked for, which
+// is always before nextUpdate, and soon where a certificate is unknown. until is nextUpdate, or sooner where the client's copy may end sooner.
 func (reply *Reply) cacheable(h http.Header, now, until time.Time) {
 	fresh := reply.Refresh
 	if until.Before(fresh) {
@@ -181,7 +176,6 @@ func (reply *Reply) cacheable(h http.Header, now, until time.Time) {
 	}
 	age := int(fresh.Sub(now) / time.Second)
 	if reply.Unknown {
-		age = min(age, unknownMaxAge)
 		until = now.Add(time.Duration(max(age, 0)) * time.Second)
 	}
 	h["Cache-Control"] = reply.headers.maxAge(max(age, 0))

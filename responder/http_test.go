@@ -150,11 +150,11 @@ func TestREQ02GetForms(t *testing.T) {
 		{"a plus", "/" + plussed, pluses, false},
 		{"an escaped plus", "/" + strings.ReplaceAll(plussed, "+", "%2B"), pluses, false},
 		{"escaped padding", "/" + strings.ReplaceAll(plussed, "=", "%3D"), pluses, false},
-		{"INT-05 escaped as Java does", "/" + url.QueryEscape(slashed), slashes, false},
+		{"OCSP-INT-05 escaped as Java does", "/" + url.QueryEscape(slashed), slashes, false},
 		{"the absolute form", "http://example.org:2560/" + slashed, slashes, false},
 		{"the absolute form, a base path", "http://example.org/ocsp/" + slashed, slashes, false},
 		{"a query after it", "/" + slashed + "?x=/y", slashes, false},
-		{"INT-05 a slash too many", "//" + slashed, slashes, true},
+		{"OCSP-INT-05 a slash too many", "//" + slashed, slashes, true},
 		{"a slash too many after a base path", "/ocsp//" + slashed, slashes, true},
 		{"a plus that became a space", "/" + strings.ReplaceAll(plussed, "+", "%20"), pluses, true},
 		{"line feeds", "/" + lines, slashes, true},
@@ -459,7 +459,13 @@ func TestCCH06Conditions(t *testing.T) {
 // ended must not be confirmed, nor any be confirmed for longer than it holds.
 func TestCCH06DateNeverStretches(t *testing.T) {
 	k := newKit(t, Policy{Unissued: UnissuedUnknown, Validity: 10 * time.Hour})
-	k.auth[ca1].SetView(func() *View { v := view(1, nil); v.Sources = v.Sources[:1]; v.Lookup = goodFromCRL; return v }())
+	k.auth[ca1].SetView(func() *View {
+		v := view(1, nil)
+		v.Sources = v.Sources[:1]
+		v.Sources[0].ThisUpdate = start
+		v.Lookup = goodFromCRL
+		return v
+	}())
 	addr := k.server().Listener.Addr().String()
 	path := "/" + b64(req("G"))
 	type copy struct{ next time.Time }

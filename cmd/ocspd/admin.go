@@ -134,6 +134,8 @@ var (
 	metricDefect      = describe("client_defects_total", "GET requests in a form that only leniency reads")
 	metricKept        = describe("cached_answers", "Answers in the cache, about")
 	metricRefused     = describe("connections_refused_total", "Connections answered 503 since there were too many")
+	metricUnissued    = describe("unissued_total", "Answers for a serial that no source names")
+	metricPanics      = describe("panics_total", "Requests that ended in a panic and were answered internalError: report them")
 	metricSignatures  = describe("signatures_total", "Signatures since signer started")
 )
 
@@ -209,5 +211,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count(metricNonce, f.Nonces)
 	count(metricDefect, f.Defects)
 	count(metricRefused, f.Refused)
+	count(metricUnissued, f.Unissued)
+	count(metricPanics, f.Panics)
 	gauge(metricKept, float64(f.Kept))
 }

@@ -23,19 +23,21 @@ const (
 	alarmSourceWarning     = "source warning" // odd, but used
 	alarmVanished          = "revocation vanished"
 	alarmDisagree          = "sources disagree"
+	alarmCoverage          = "coverage incomplete" // the CRLs in force speak of a part of what was issued
 	alarmRoleDown          = "role down"
 	alarmDatabase          = "database"
 	alarmAuditLog          = "audit log"
+	alarmDiskFull          = "disk full" // the reserve was given up, or there is no room to make it
 )
 
 var knownAlarms = []string{alarmTokenDown, alarmSignerUnusable, alarmSignerExpiring, alarmSignatureFailed, alarmGenerationRefused,
-	alarmClockBack, alarmSourceStale, alarmSourceAging, alarmSourceRefused, alarmSourceWarning, alarmVanished, alarmDisagree, alarmRoleDown,
-	alarmDatabase, alarmAuditLog}
+	alarmClockBack, alarmSourceStale, alarmSourceAging, alarmSourceRefused, alarmSourceWarning, alarmVanished, alarmDisagree, alarmCoverage, alarmRoleDown,
+	alarmDatabase, alarmAuditLog, alarmDiskFull}
 
 // grave alarms mean that some question gets no answer, or soon none; the others are to be looked at.
 func grave(name string) bool {
 	switch name {
-	case alarmTokenDown, alarmSignerUnusable, alarmSignatureFailed, alarmGenerationRefused, alarmClockBack, alarmSourceStale, alarmRoleDown:
+	case alarmTokenDown, alarmSignerUnusable, alarmSignatureFailed, alarmGenerationRefused, alarmClockBack, alarmSourceStale, alarmCoverage, alarmRoleDown:
 		return true
 	}
 	return false

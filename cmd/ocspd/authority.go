@@ -62,8 +62,14 @@ func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *respond
 		return nil, nil, err
 	}
 	var refused []string
-	for _, f := range append(findings, keyed...) {
+	for n, f := range append(findings, keyed...) {
 		text := fmt.Sprintf("%s (%s)", f.Text, f.Rule)
+		if n < len(findings) {
+			text = fmt.Sprintf("certificate %s: %s", signerFile(i), text)
+			if f.Error && i.Signer != "" {
+				text += "; have the CA issue another ('ocspd key csr', then 'ocspd key install')"
+			}
+		}
 		if f.Error {
 			refused = append(refused, text)
 		} else {

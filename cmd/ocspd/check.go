@@ -263,7 +263,7 @@ func checkSources(s *statusResult, now time.Time) *plugin {
 			p.measure(label, x.NextUpdate.Sub(now).Truncate(time.Second).Seconds(), "s")
 		}
 	}
-	p.nothing(s.Issuers == nil || len(s.Issuers) == 0, "no issuer is known")
+	p.nothing(len(s.Issuers) == 0, "no issuer is known")
 	return p
 }
 

@@ -184,7 +184,7 @@ type trial struct {
 	seen   map[string][]string // what broke a rule
 	notes  map[string]string   // what was seen where a rule is kept, or why it does not apply
 	told   map[string]bool     // findings, by issuer: each is told once
-	dead   string              // after what it stopped answering
+	dead   string              // why nothing more is tried
 }
 
 func (t *trial) pass(id string) { t.passes["OCSP-"+id]++ }
@@ -277,7 +277,7 @@ func (t *trial) run(ctx context.Context) error {
 	}
 	if hostile == nil {
 		t.issuer = nil
-		t.dead = "the first question: nothing was verified"
+		t.dead = "nothing was verified"
 		return nil
 	}
 	t.several(ctx)
@@ -309,7 +309,7 @@ func (t *trial) result() *conformanceResult {
 		case note != "":
 			row.Seen = note
 		case t.dead != "" && rule.na == "":
-			row.Seen = "not tried: it stopped answering after " + t.dead
+			row.Seen = "not tried: " + t.dead
 		}
 		row.Seen = oneLine(row.Seen, 600)
 		switch row.Result {
@@ -1005,7 +1005,7 @@ func (t *trial) alive(ctx context.Context, what string) bool {
 		}
 	}
 	t.fail("REQ-19", "%s stopped it: %v", what, err)
-	t.dead = what
+	t.dead = "it stopped answering after " + what
 	return false
 }
 

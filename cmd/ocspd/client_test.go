@@ -306,8 +306,6 @@ func TestQueryRefuses(t *testing.T) {
 	var elsewhere atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	defer other.Close()
-	hang := make(chan struct{})
-	t.Cleanup(func() { close(hang) })
 	var first []byte
 	for _, c := range []struct {
 		name   string
@@ -339,13 +337,16 @@ func TestQueryRefuses(t *testing.T) {
 		}, "OCSP-NON-01"},
 		{"too much", func(w http.ResponseWriter, rec *httptest.ResponseRecorder) { w.Write(make([]byte, maxAnswer+1)) }, "larger than"},
 		{"control characters", func(w http.ResponseWriter, rec *httptest.ResponseRecorder) {
-			w.Header().Set("Server", "\x1b[2J")
 			w.Header().Set("Content-Type", "a\x9b2J")
 			w.Write([]byte("x"))
 		}, "OCSP-REQ-07"},
-		{"silence", func(w http.ResponseWriter, rec *httptest.ResponseRecorder) { <-hang }, "no answer within 300ms"},
+		{"silence", nil, "no answer within 300ms"},
 	} {
 		k.through(func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
+			if c.change == nil {
+				<-r.Context().Done()
+				return
+			}
 			c.change(w, ours(r.Method, body))
 		})
 		if c.name == "an answer of before" {
@@ -429,22 +430,22 @@ func TestConformanceFinds(t *testing.T) {
 		rules  string // those that must fail, or warn
 		change handler
 	}{
-		{"answers what is malformed", "REQ-05 REQ-11 REQ-12 REQ-13 REQ-15 CID-06 CID-07 NON-03 NON-09 PSA-02", func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
+		{"answers what is malformed", "REQ-05 REQ-11 REQ-12 REQ-13 REQ-15 CID-06 CID-07 MUL-04 NON-03 NON-09 PSA-02", func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
 			if rec := ours(r.Method, body); malformed(rec) {
 				give(w, ours(http.MethodPost, plain), nil)
 			} else {
 				give(w, rec, nil)
 			}
 		}},
-		{"answers for every CA", "CID-03 CID-08 STA-02 MUL-04", func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
+		{"answers for every CA", "CID-03 CID-08 STA-02", func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
 			rec := ours(r.Method, body)
-			if bytes.Equal(rec.Body.Bytes(), unhex("30030a0106")) || rec.Code == http.StatusRequestEntityTooLarge {
+			if bytes.Equal(rec.Body.Bytes(), unhex("30030a0106")) {
 				rec = ours(http.MethodPost, plain)
 			}
 			give(w, rec, nil)
 		}},
 		{"takes only plain requests", "REQ-14 REQ-15 REQ-17 RSG-01 NON-01 NON-04 NON-05 NON-08 NON-09 PSA-05 MUL-01 MUL-05", func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
-			if r.Method == http.MethodPost && len(body) > len(plain)+20 {
+			if r.Method == http.MethodPost && len(body) > len(plain)+8 {
 				refuse(w)
 			} else {
 				give(w, ours(r.Method, body), nil)
@@ -971,13 +972,12 @@ func TestCheckStatus(t *testing.T) {
 
 // With no keeper there is nobody to ask: that is CRITICAL, and the JSON says the same.
 func TestCheckWithoutKeeper(t *testing.T) {
-	_, _, key := "", "", ""
 	config, _, _ := auditFixture(t)
 	for verb, want := range map[string]int{"crl": 2, "token": 2, "signer": 2, "all": 2} {
 		var out, errs bytes.Buffer
 		code := run([]string{"check", verb, "-c", config}, &out, &errs)
 		if code != want || !strings.Contains(out.String(), " CRITICAL - ") || !strings.Contains(out.String(), "keeper does not run") || errs.Len() > 0 {
-			t.Errorf("%s: exit %d\n%s%s%s", verb, code, out.String(), errs.String(), key)
+			t.Errorf("%s: exit %d\n%s%s", verb, code, out.String(), errs.String())
 		}
 		var r pluginResult
 		out.Reset()
@@ -1022,7 +1022,7 @@ func TestClientAddress(t *testing.T) {
 			t.Errorf("%s: exit %d\n%s%s", base, code, out, errs)
 		}
 	}
-	for n, want := range []string{"GET /MF", "GET /MF", "GET /ocsp/MF", "GET /ocsp/MF"} {
+	for n, want := range []string{"GET /ME", "GET /ME", "GET /ocsp/ME", "GET /ocsp/ME"} {
 		if !strings.HasPrefix(asked[n], want) {
 			t.Errorf("%s, want %s…", asked[n], want)
 		}

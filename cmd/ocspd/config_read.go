@@ -22,6 +22,7 @@ const (
 // cannot help. Any other finding is never accepted.
 var findings = []string{
 	"ca-without-keyusage", // a v3 CA certificate without keyUsage, from before RFC 10007
+	acceptPartition,       // the distribution points that the sources name are all that the CA has
 	"key-not-local",       // CKA_LOCAL is false, or the token cannot say
 	"key-not-sensitive", "key-not-always-sensitive", "key-extractable", "key-not-never-extractable",
 	"key-not-private", "key-copyable", "key-modifiable", "key-generation-unknown",

@@ -42,11 +42,14 @@ func (a *app) printChange(r *changeResult) error {
 }
 
 func newCRLCmd(a *app) *cobra.Command {
-	var issuer string
+	var issuer, force string
 	imp := &cobra.Command{
 		Use: "import FILE", Short: "Check a CRL and put it in force", Args: args(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, files []string) error { return a.importFile(c, "/crl/import", issuer, files[0]) },
+		RunE: func(c *cobra.Command, files []string) error {
+			return a.importFile(c, "/crl/import", issuer, force, files[0])
+		},
 	}
+	forceFlag(imp, &force)
 	imp.Flags().StringVar(&issuer, "issuer", "", "issuer in the configuration; without it the CRL's signature decides")
 	fetch := &cobra.Command{
 		Use: "fetch [ISSUER]", Short: "Read the sources now", Args: args(cobra.MaximumNArgs(1)),
@@ -77,16 +80,17 @@ func newCRLCmd(a *app) *cobra.Command {
 }
 
 func newIndexCmd(a *app) *cobra.Command {
-	var issuer string
+	var issuer, force string
 	imp := &cobra.Command{
 		Use: "import --issuer NAME FILE", Short: "Check an OpenSSL index.txt and put it in force", Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
 			if issuer == "" {
 				return usagef("index import: --issuer is needed, since an index.txt does not say whose it is")
 			}
-			return a.importFile(c, "/index/import", issuer, files[0])
+			return a.importFile(c, "/index/import", issuer, force, files[0])
 		},
 	}
+	forceFlag(imp, &force)
 	imp.Flags().StringVar(&issuer, "issuer", "", "issuer in the configuration")
 	return group("index", "OpenSSL index.txt files", a.withOutput(imp))
 }
@@ -98,8 +102,15 @@ func named(names []string) url.Values {
 	return url.Values{"issuer": {names[0]}}
 }
 
+func forceFlag(c *cobra.Command, force *string) {
+	c.Flags().StringVar(force, "force", "", "take it although it is older, of the same number or of another part, or un-revokes (index); with a note why")
+}
+
 // importFile hands a file to keeper, which may not be able to open it itself.
-func (a *app) importFile(c *cobra.Command, path, issuer, file string) error {
+func (a *app) importFile(c *cobra.Command, path, issuer, force, file string) error {
+	if c.Flags().Changed("force") && strings.TrimSpace(force) == "" {
+		return usagef("%s: --force needs a note that says why; it is kept in the log", strings.TrimPrefix(c.CommandPath(), "ocspd "))
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.CommandPath(), err)
@@ -109,7 +120,7 @@ func (a *app) importFile(c *cobra.Command, path, issuer, file string) error {
 		return fmt.Errorf("%s %s: not a regular file", c.CommandPath(), file)
 	}
 	var out changeResult
-	query := url.Values{"issuer": {issuer}, "name": {filepath.Base(file)}}
+	query := url.Values{"issuer": {issuer}, "name": {filepath.Base(file)}, "force": {force}}
 	if err := a.controlled(c.Context(), http.MethodPost, path, query, f, &out); err != nil {
 		return err
 	}

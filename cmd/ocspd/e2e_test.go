@@ -40,7 +40,7 @@ import (
 //	ocspd VERB…                 run the binary with this script's configuration: exit 0, or exactly 1 after "!"
 //	exit CODE ocspd VERB…       the same with an exit code of its own
 //	serve [VERDICT]             start `ocspd serve` and wait until it is "serving", or what VERDICT says
-//	stop [SIGNAL]               stop it and see that no process is left
+//	halt [SIGNAL]               stop it and see that no process is left
 //	answer [-get] [-to URL] STATUS ISSUER CERT [OPENSSL OPTION…]
 //	                            one question by openssl; STATUS is good, revoked, unknown, or an OCSP error
 //	ask NAME post|get ISSUER CERT, asked [-after D] [-retry] NAME STATUS…
@@ -48,6 +48,7 @@ import (
 //	kill9 ROLE, back ROLE       kill a role; wait until it is back, at most as long as the contract lets it take
 //	crl FILE ISSUER NUMBER [KEY=VALUE…]
 //	                            have a CA issue a CRL
+//	verdict VERDICT             wait until status says so
 //	alarm NAME [PLACE]          wait until an alarm stands, or after "!" until it has ended
 //	eventually D COMMAND…       repeat one of these until it succeeds
 //	proc ROLE maps|fds|environ|cmdline
@@ -71,7 +72,7 @@ func TestScripts(t *testing.T) {
 	bin := buildBinary(t, filepath.Join(tmp, "bin"))
 	w := newWorld(t, filepath.Join(tmp, "world"), bin)
 	commands := map[string]func(*testscript.TestScript, bool, []string){}
-	for name, f := range siteCommands {
+	for name, f := range siteCommands { // testscript's own would win, so that none may bear the name of one, such as stop
 		commands[name] = func(ts *testscript.TestScript, neg bool, args []string) {
 			if err := f(siteOf(ts), ts, neg, args); err != nil {
 				ts.Fatalf("%s: %v", name, err)
@@ -275,15 +276,21 @@ func init() {
 			}
 			return s.verb(ts, want, args[2:])
 		},
-		"serve": (*site).cmdServe, "stop": (*site).cmdStop, "answer": (*site).cmdAnswer, "crl": (*site).cmdCRL, "kill9": (*site).cmdKill,
+		"serve": (*site).cmdServe, "halt": (*site).cmdHalt, "answer": (*site).cmdAnswer, "crl": (*site).cmdCRL, "kill9": (*site).cmdKill,
 		"back": (*site).cmdBack, "alarm": (*site).cmdAlarm, "eventually": (*site).cmdEventually, "proc": (*site).cmdProc, "json": (*site).cmdJSON,
-		"ask": (*site).cmdAsk, "asked": (*site).cmdAsked,
+		"verdict": (*site).cmdVerdict, "ask": (*site).cmdAsk, "asked": (*site).cmdAsked,
 	}
 }
 
 // verb runs the binary and insists on its exit code.
 func (s *site) verb(ts *testscript.TestScript, want int, args []string) error {
-	err := ts.Exec(s.bin, append([]string{"-c", s.path("ocspd.toml")}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, s.bin, append([]string{"-c", s.path("ocspd.toml")}, args...)...)
+	c.Dir, c.Env, c.Stdout, c.Stderr = s.dir, s.env, ts.Stdout(), ts.Stderr()
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	c.WaitDelay = 2 * stopLimit
+	err := c.Run()
 	s.returned = time.Now()
 	code := 0
 	var exit *exec.ExitError
@@ -292,8 +299,8 @@ func (s *site) verb(ts *testscript.TestScript, want int, args []string) error {
 	} else if err != nil {
 		return err
 	}
-	if code != want {
-		return fmt.Errorf("%v: exit %d, want %d", args, code, want)
+	if code != want || ctx.Err() != nil {
+		return fmt.Errorf("%v: exit %d, want %d; %v", args, code, want, ctx.Err())
 	}
 	return nil
 }
@@ -384,7 +391,7 @@ func (s *site) status(ts *testscript.TestScript) (*statusResult, error) {
 // stopLimit is what the contract lets an orderly stop take.
 const stopLimit = 5 * time.Second
 
-func (s *site) cmdStop(ts *testscript.TestScript, _ bool, args []string) error {
+func (s *site) cmdHalt(ts *testscript.TestScript, _ bool, args []string) error {
 	if s.serve == nil {
 		return errors.New("nothing serves")
 	}
@@ -396,7 +403,7 @@ func (s *site) cmdStop(ts *testscript.TestScript, _ bool, args []string) error {
 	case "KILL":
 		signal, orderly = syscall.SIGKILL, false
 	default:
-		return fmt.Errorf("stop %v", args)
+		return fmt.Errorf("halt %v", args)
 	}
 	began := time.Now()
 	s.serve.Process.Signal(signal)
@@ -603,6 +610,16 @@ func (s *site) cmdBack(ts *testscript.TestScript, _ bool, args []string) error {
 	return err
 }
 
+func (s *site) cmdVerdict(ts *testscript.TestScript, _ bool, args []string) error {
+	return patience(5*time.Second, func() error {
+		st, err := s.status(ts)
+		if err == nil && st.Verdict != args[0] {
+			err = fmt.Errorf("%s: %+v", st.Verdict, st.Alarms)
+		}
+		return err
+	})
+}
+
 func (s *site) cmdAlarm(ts *testscript.TestScript, neg bool, args []string) error {
 	return patience(20*time.Second, func() error {
 		st, err := s.status(ts)
@@ -680,7 +697,7 @@ func (s *site) cmdProc(ts *testscript.TestScript, _ bool, args []string) error {
 	return err
 }
 
-// cmdJSON follows a dotted path: names, numbers, and name=value for the element of a list that has it.
+// cmdJSON follows a path: names, numbers, and name=value for the element of a list that has it.
 func (s *site) cmdJSON(ts *testscript.TestScript, neg bool, args []string) error {
 	text := ts.ReadFile("stdout")
 	if !regexp.MustCompile(`^\{\s*"v":\s*1,`).MatchString(text) {
@@ -692,7 +709,7 @@ func (s *site) cmdJSON(ts *testscript.TestScript, neg bool, args []string) error
 	}
 	fmt.Fprint(ts.Stdout(), text) // for the next one
 	found := true
-	for step := range strings.SplitSeq(args[0], ".") {
+	for step := range strings.SplitSeq(args[0], "/") {
 		switch x := v.(type) {
 		case map[string]any:
 			v, found = x[step]

@@ -230,6 +230,7 @@ func fillFrontReport(f *responder.Front, g *gate) func(*roleReport) {
 			Responses: map[string]uint64{}, Hashes: map[string]uint64{},
 			Hits: c.Hits.Load(), Asked: c.Asked.Load(), Busy: c.Busy.Load(), Unreachable: c.Unreachable.Load(),
 			Nonces: c.Nonces.Load(), Defects: c.Defects.Load(), Kept: uint64(f.Kept()), Refused: g.refused.Load(),
+			Unissued: c.Unissued.Load(), Panics: c.Panics.Load(),
 		}
 		for _, s := range responseStatuses {
 			report.Responses[s.String()] = c.Requests[s].Load()

@@ -82,6 +82,9 @@ func (k *keeper) byHand(ctx context.Context, i *keptIssuer, serial pki.Serial, w
 	event.Subject = name
 	change := responder.Change{Serials: []pki.Serial{serial}}
 	view, delivery, err := k.putInForce(ctx, i, event, pki.File{}, change, do)
+	if isFull(err) && k.giveReserve(err) {
+		view, delivery, err = k.putInForce(ctx, i, event, pki.File{}, change, do)
+	}
 	res := &changeResult{V: 1, Result: what, Issuer: name, Serial: serial.String(), Generation: view.Number}
 	switch {
 	case errors.Is(err, db.ErrUnchanged):

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,13 +67,33 @@ func (k *keeper) fetch(ctx context.Context, i *keptIssuer, s *source) (sourceOut
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out, err := k.fetchOne(ctx, i, s, s.location())
-	if err == nil && s.Delta != "" {
-		delta, deltaErr := k.fetchOne(ctx, i, s, s.Delta)
-		if err = deltaErr; delta.Result != "unchanged" {
+	if err != nil {
+		return out, err
+	}
+	for _, location := range s.deltas() {
+		var delta sourceOutcome
+		if delta, err = k.fetchOne(ctx, i, s, location); delta.Result != "unchanged" {
 			out = delta
+		}
+		if err == nil {
+			break
 		}
 	}
 	return out, err
+}
+
+// deltas are the places of the source's delta CRL, one of which is enough: the configured one or, of a source that is a URL, those that its
+// complete CRL names (Freshest CRL, RFC 5280 section 5.2.6). A source on this machine sends nobody to the network.
+func (s *source) deltas() []string {
+	if s.Delta != "" {
+		return []string{s.Delta}
+	}
+	return s.freshest
+}
+
+// mayNameDeltas: what a CRL says of its deltas is not kept in the database, so that it is read whole once by each process.
+func (s *source) mayNameDeltas() bool {
+	return s.Delta == "" && (strings.HasPrefix(s.CRL, "http://") || strings.HasPrefix(s.CRL, "https://"))
 }
 
 func (k *keeper) fetchOne(ctx context.Context, i *keptIssuer, s *source, location string) (sourceOutcome, error) {
@@ -138,8 +159,65 @@ func (k *keeper) readSource(ctx context.Context, i *keptIssuer, s *source, locat
 	if s.Index != "" {
 		feed.Kind = pki.Index
 	}
+	if info, err := os.Stat(location); err == nil && info.IsDir() && s.Index == "" {
+		return k.readDirectory(ctx, i, s, location, feed)
+	}
+	return k.readFile(ctx, i, s, location, location, feed)
+}
+
+// readDirectory reads a directory that CAs publish into: of its CRLs, newest first, the first that is the issuer's, of the kind that is wanted,
+// good, and not older than what is in force. What others publish there is passed over; what is refused on the way is an alarm all the same.
+func (k *keeper) readDirectory(ctx context.Context, i *keptIssuer, s *source, dir string, feed *db.Feed) (*changeResult, error) {
+	files, err := ingest.Newest(dir)
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("read %s: it holds no CRL; have the CA publish one there, named *.crl, *.der or *.pem", dir)
+	}
+	if err != nil {
+		k.refuse(ctx, i, dir, [32]byte{}, err)
+		return nil, err
+	}
+	var refused []error
+	for _, file := range files {
+		r, err := k.readFile(ctx, i, s, dir, file, feed)
+		if errors.Is(err, errPassedOver) {
+			continue
+		}
+		if err == nil || errors.Is(err, db.ErrUnchanged) {
+			if len(refused) > 0 {
+				return r, fmt.Errorf("%w; %s is in force", errors.Join(refused...), filepath.Base(file))
+			}
+			return r, err
+		}
+		refused = append(refused, fmt.Errorf("%s: %w", filepath.Base(file), err))
+	}
+	if len(refused) > 0 {
+		return nil, errors.Join(refused...)
+	}
+	return nil, errPassedOver
+}
+
+// passes reports whether a file of a directory is none of this source's business.
+func (k *keeper) passes(i *keptIssuer, s *source, dir string, spool *ingest.Spool, snap *pki.Snapshot) bool {
+	if snap != nil {
+		return (snap.BaseNumber != "") != (dir == s.Delta)
+	}
+	var others []*pki.Issuer
+	for _, o := range k.issuers() {
+		if o.issuer.ID != i.issuer.ID {
+			others = append(others, o.issuer)
+		}
+	}
+	_, err := ingest.IssuerOf(spool, others)
+	return err == nil
+}
+
+// readFile reads a location or, of a directory, one of its files.
+func (k *keeper) readFile(ctx context.Context, i *keptIssuer, s *source, location, file string, feed *db.Feed) (*changeResult, error) {
 	previous := ingest.Validators{ETag: feed.ETag, LastModified: feed.LastModified, File: feed.File}
-	fetched, err := k.fetcher.Fetch(ctx, location, previous, ingest.Limits{Size: s.MaxSize, Time: fetchTime})
+	if location == s.CRL && !s.read && s.mayNameDeltas() {
+		previous = ingest.Validators{}
+	}
+	fetched, err := k.fetcher.Fetch(ctx, file, previous, ingest.Limits{Size: s.MaxSize, Time: fetchTime})
 	if err != nil {
 		k.refuse(ctx, i, location, [32]byte{}, err)
 		return nil, err
@@ -156,19 +234,25 @@ func (k *keeper) readSource(ctx context.Context, i *keptIssuer, s *source, locat
 	if errors.Is(err, ingest.ErrIncomplete) || errors.Is(err, ingest.ErrChanging) {
 		return nil, err
 	}
+	if file != location && k.passes(i, s, location, fetched.Spool, snap) {
+		return nil, errPassedOver
+	}
 	feed.Digest = fetched.Spool.Digest()
 	if snap != nil {
 		feed.Digest = snap.Digest
 	}
 	var r *changeResult
 	if err == nil {
-		r, err = k.install(ctx, i, location, snap)
+		r, err = k.install(ctx, i, db.Origin{Location: location, Source: s.location()}, snap, "")
+	}
+	if snap != nil && location == s.CRL && s.mayNameDeltas() {
+		s.read, s.freshest = true, snap.Freshest
 	}
 	switch {
 	case err == nil, errors.Is(err, db.ErrUnchanged):
 		feed.ETag, feed.LastModified, feed.File = fetched.Validators.ETag, fetched.Validators.LastModified, fetched.Validators.File
-	case errors.Is(err, db.ErrOlder) && (before == feed.Digest || s.Delta != ""):
-		// The file that stood here before something newer was handed in, or the base that a delta has outrun.
+	case errors.Is(err, db.ErrOlder) && (before == feed.Digest || len(s.deltas()) > 0 || file != location):
+		// The file that stood here before something newer was handed in, the base that a delta has outrun, or one of many.
 		return nil, errPassedOver
 	default:
 		k.refuse(ctx, i, location, feed.Digest, err)
@@ -187,10 +271,6 @@ func (i *keptIssuer) read(index bool, spool *ingest.Spool) (*pki.Snapshot, error
 	snap, err := ingest.ReadCRL(spool, i.issuer, ingest.Options{
 		Now: time.Now(), Skew: clockSkew, AcceptNoKeyUsage: slices.Contains(i.config.Accept, "ca-without-keyusage"),
 	})
-	if err == nil && snap.Scope != "" {
-		scope, _ := ingest.ParseScope(snap.Scope)
-		return nil, fmt.Errorf("the CRL speaks only of a part of what the CA issued (%s); this version answers from complete CRLs only: configure the CA's complete CRL", scope)
-	}
 	return snap, err
 }
 
@@ -236,20 +316,33 @@ func (i *keptIssuer) inForce() uint64 {
 	return i.number
 }
 
-// install puts a snapshot in force that was read and found good. location is a configured one, or "import".
-func (k *keeper) install(ctx context.Context, i *keptIssuer, location string, snap *pki.Snapshot) (*changeResult, error) {
-	staged, err := k.store.Stage(ctx, i.issuer.ID, db.Origin{Location: location, At: time.Now(), Validity: i.config.Validity}, snap, nil)
+// install puts a snapshot in force that was read and found good. from says where it is from; force, if it is not "", is a person's reason to take it
+// against the rules of CRL over CRL. Even so, permanent revocations that a CRL no longer lists stay.
+func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, snap *pki.Snapshot, force string) (*changeResult, error) {
+	location := from.Location
+	from.At, from.Validity, from.Override = time.Now(), i.config.Validity, force != ""
+	staged, err := k.store.Stage(ctx, i.issuer.ID, from, snap, nil)
 	if err != nil {
 		return nil, err
 	}
 	event := audit.Record{Event: snap.Kind.String() + ".import", Subject: i.config.Name, Details: []audit.Detail{
 		{Name: "source", Value: location}, {Name: "sha256", Value: hex.EncodeToString(snap.Digest[:])},
 		{Name: "number", Value: snap.Number}, {Name: "entries", Value: strconv.FormatInt(snap.Count, 10)}}}
+	if force != "" {
+		event.Details = append(event.Details, audit.Detail{Name: "override", Value: cut(force, 1000)})
+	}
 	view, err := k.flip(ctx, i, staged, event)
 	if err != nil {
+		if isFull(err) { // what was written aside must be deleted, which takes room, too
+			k.giveReserve(err)
+			k.store.Collect(ctx)
+		}
 		return nil, err
 	}
 	warnings := append(slices.Clone(snap.Warnings), staged.Report.Warnings()...)
+	if force != "" {
+		warnings = append(warnings, "imported by override: "+cut(force, 1000))
+	}
 	k.raiseWarnings(ctx, i, location, &staged.Report, warnings)
 	k.store.Collect(ctx)
 	r := &changeResult{V: 1, Result: "installed", Issuer: i.config.Name, Generation: view.Number, Warnings: warnings}
@@ -278,8 +371,8 @@ func (k *keeper) raiseWarnings(ctx context.Context, i *keptIssuer, location stri
 }
 
 func (k *keeper) checkDisagreements(ctx context.Context, i *keptIssuer) {
-	if len(i.sources) < 2 {
-		return
+	if lineages, err := k.store.Lineages(ctx, i.issuer.ID); len(i.sources) < 2 || err == nil && i.gap(lineages) != "" {
+		return // there is nothing to compare, or silence of the CRLs says nothing
 	}
 	tally, err := k.store.Disagreements(ctx, i.issuer.ID)
 	if err != nil {
@@ -343,7 +436,7 @@ func (k *keeper) putInForce(ctx context.Context, i *keptIssuer, event audit.Reco
 		}
 		gen, err = generation.Write(k.cfg.generations(), generation.Meta{
 			Issuer: i.issuer.ID, Name: i.config.Name, Number: v.Number, Created: time.Now().UTC().Truncate(time.Second),
-			Sources: v.Sources(), Complete: i.complete(v.Lineages),
+			Sources: v.Sources(), Complete: i.complete(v.Lineages), Gap: i.gap(v.Lineages),
 		}, v.Rulings, p.Base)
 		p.Gen = gen
 		return p, err
@@ -369,7 +462,11 @@ type pending struct {
 // is; meanwhile the generation before answers. The caller holds i.mu.
 func (k *keeper) announce(ctx context.Context, i *keptIssuer, p pending) (responder.Delivery, error) {
 	name := i.config.Name
-	if err := generation.Point(k.cfg.generations(), name, p.gen); err != nil {
+	err := generation.Point(k.cfg.generations(), name, p.gen)
+	if isFull(err) && k.giveReserve(err) {
+		err = generation.Point(k.cfg.generations(), name, p.gen)
+	}
+	if err != nil {
 		i.pending = &p
 		err = fmt.Errorf("generation %d is recorded, but not in force before its pointer can be written: %w; make room, and keeper goes on by itself", p.number, err)
 		k.alarms.raise(alarmDatabase, name, err.Error())
@@ -404,7 +501,7 @@ func (k *keeper) touchIndex(ctx context.Context, i *keptIssuer, location string,
 		return err
 	}
 	for _, l := range lineages {
-		if l.Key != indexLineage(location) {
+		if l.Key != db.IndexLineage(location) {
 			continue
 		}
 		if l.Digest != feed.Digest {
@@ -445,7 +542,7 @@ func (k *keeper) handleCRLImport(r *http.Request) (any, error) {
 	if len(i.sources) > 0 && !i.hasCRL() {
 		return nil, fail(fmt.Errorf("issuer %s takes its data from an index only; add a [[issuer.%s.source]] with crl = …", i.config.Name, i.config.Name))
 	}
-	res, err := k.importSpool(ctx, i, false, handedIn, spool)
+	res, err := k.importSpool(ctx, i, false, handedIn, spool, r.URL.Query().Get("force"))
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -483,7 +580,7 @@ func (k *keeper) handleIndexImport(r *http.Request) (any, error) {
 		return nil, fail(err)
 	}
 	defer spool.Close()
-	res, err := k.importSpool(ctx, i, true, location, spool)
+	res, err := k.importSpool(ctx, i, true, location, spool, r.URL.Query().Get("force"))
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -510,11 +607,18 @@ func (i *keptIssuer) indexLocation() (string, error) {
 }
 
 // importSpool judges and installs what a person handed in.
-func (k *keeper) importSpool(ctx context.Context, i *keptIssuer, index bool, location string, spool *ingest.Spool) (*changeResult, error) {
+func (k *keeper) importSpool(ctx context.Context, i *keptIssuer, index bool, location string, spool *ingest.Spool, force string) (*changeResult, error) {
+	from := db.Origin{Location: location}
 	snap, err := i.read(index, spool)
+	if err == nil && snap.Scope != "" {
+		var lineages []db.Lineage
+		if lineages, err = k.store.Lineages(ctx, i.issuer.ID); err == nil {
+			from.Source, err = i.partSource(snap, lineages)
+		}
+	}
 	var res *changeResult
 	if err == nil {
-		res, err = k.install(ctx, i, location, snap)
+		res, err = k.install(ctx, i, from, snap, force)
 	}
 	if errors.Is(err, db.ErrUnchanged) && index {
 		err = k.touchIndex(ctx, i, location, &db.Feed{Digest: snap.Digest})

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,7 @@ type keeper struct {
 	fetcher *ingest.Fetcher
 	state   atomic.Pointer[keeperState]
 	reports reports
+	ballast ballast
 	unlock  func()
 
 	reloading sync.Mutex // guards the rest
@@ -69,7 +71,9 @@ type standing struct {
 // source is a configured place to read from.
 type source struct {
 	sourceConfig
-	mu sync.Mutex // one read at a time
+	mu       sync.Mutex // one read at a time
+	read     bool       // whole, by this process
+	freshest []string   // where its last complete CRL says that delta CRLs are
 }
 
 // lockPatience is how long keeper and verbs wait for each other's hold on the state.
@@ -107,6 +111,7 @@ func (k *keeper) open(ctx context.Context) (err error) {
 		return err
 	}
 	k.feed = responder.NewFeed(k.reports.take)
+	k.keepReserve()
 	spool := filepath.Join(k.cfg.keeperDir(), "spool")
 	if err := cleanSpool(spool); err != nil {
 		return err
@@ -224,7 +229,7 @@ func (k *keeper) renewHead(ctx context.Context, i *keptIssuer) error {
 		return err
 	}
 	meta, err := generation.Head(k.cfg.generations(), i.config.Name, i.issuer.ID)
-	if err == nil && meta.Complete == i.complete(lineages) && meta.Number == i.number {
+	if err == nil && meta.Complete == i.complete(lineages) && meta.Gap == i.gap(lineages) && meta.Number == i.number {
 		return nil
 	}
 	k.log.Warn("generation is written anew", "issuer", i.config.Name, "error", err)
@@ -242,33 +247,22 @@ func (k *keeper) dropUnconfigured(ctx context.Context, i *keptIssuer) error {
 		return err
 	}
 	for _, l := range lineages {
-		if i.wants(l.Key) {
+		why := i.unwanted(lineages, &l, time.Now())
+		if why == "" {
 			continue
 		}
-		k.log.Warn("source is no longer configured and goes out of force", "issuer", i.config.Name, "source", l.Location)
+		k.log.Warn("source goes out of force", "issuer", i.config.Name, "source", l.Location, "reason", why)
 		staged, err := k.store.StageRemoval(ctx, i.issuer.ID, l.Key)
 		if err != nil {
 			return err
 		}
-		event := audit.Record{Event: "source.remove", Subject: i.config.Name, Details: []audit.Detail{{Name: "source", Value: l.Location}}}
+		event := audit.Record{Event: "source.remove", Subject: i.config.Name, Details: []audit.Detail{{Name: "source", Value: l.Location}, {Name: "reason", Value: why}}}
 		if _, err := k.flip(ctx, i, staged, event); err != nil {
 			return err
 		}
+		lineages = slices.DeleteFunc(slices.Clone(lineages), func(o db.Lineage) bool { return o.Key == l.Key })
 	}
 	return nil
-}
-
-// wants reports whether a lineage belongs to the issuer as it is configured. An issuer without sources takes what is handed in.
-func (i *keptIssuer) wants(key string) bool {
-	if key == crlLineage || len(i.sources) == 0 {
-		return len(i.sources) == 0 || i.hasCRL()
-	}
-	for _, s := range i.sources {
-		if s.Index != "" && indexLineage(s.Index) == key {
-			return true
-		}
-	}
-	return false
 }
 
 func (i *keptIssuer) hasCRL() bool {
@@ -282,22 +276,14 @@ func (i *keptIssuer) hasCRL() bool {
 
 // complete reports whether every source that the issuer needs is among the lineages.
 func (i *keptIssuer) complete(lineages []db.Lineage) bool {
-	has := map[string]bool{}
-	for _, l := range lineages {
-		has[l.Key] = true
-	}
+	crl := slices.ContainsFunc(lineages, func(l db.Lineage) bool { return l.Kind == pki.CRL })
 	for _, s := range i.sources {
-		if s.CRL != "" && !has[crlLineage] || s.Index != "" && !has[indexLineage(s.Index)] {
+		if s.CRL != "" && !crl || s.Index != "" && !hasLineage(lineages, db.IndexLineage(s.Index)) {
 			return false
 		}
 	}
 	return len(lineages) > 0
 }
-
-// Keys of lineages, as package db makes them.
-const crlLineage = "crl"
-
-func indexLineage(location string) string { return "index:" + location }
 
 func (k *keeper) issuer(name string) (*keptIssuer, error) {
 	for _, i := range k.issuers() {
@@ -416,6 +402,7 @@ func runKeeper(ctx context.Context, r *role) error {
 	}
 	k.followAll(ctx, &wg)
 	wg.Go(func() { k.watch(ctx) })
+	wg.Go(func() { k.recheck(ctx) })
 	k.ready()
 	select {
 	case <-ctx.Done():
@@ -478,6 +465,9 @@ func (k *keeper) watch(ctx context.Context) {
 		}
 		k.checkSources(ctx, time.Now())
 		k.checkRoles(time.Now())
+		if k.keepReserve() {
+			k.resumeAudit(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -523,6 +513,8 @@ func (k *keeper) checkSources(ctx context.Context, now time.Time) {
 			}
 		}
 		k.alarms.when(len(stale) > 0, alarmSourceStale, name, strings.Join(stale, "; "))
+		gap := i.gap(lineages)
+		k.alarms.when(gap != "", alarmCoverage, name, "no CRL in force speaks of "+gap+"; what none of them revokes is answered tryLater")
 		k.alarms.when(len(aging) > 0, alarmSourceAging, name, strings.Join(aging, "; "))
 	}
 }

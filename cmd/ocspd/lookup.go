@@ -109,7 +109,7 @@ func lookupPolicy(i *keptIssuer) (*responder.Policy, error) {
 }
 
 func (l *lookupResult) decide(policy *responder.Policy, meta *generation.Meta, record pki.Record, found bool) {
-	view := &responder.View{Number: meta.Number, Complete: meta.Complete, Sources: meta.Sources,
+	view := &responder.View{Number: meta.Number, Complete: meta.Complete, Gap: meta.Gap, Sources: meta.Sources,
 		Lookup: func(pki.Serial) (pki.Record, bool) { return record, found }}
 	v := policy.Decide(view, pki.Serial{}, time.Now())
 	l.Generation, l.Source, l.Answer, l.Why = meta.Number, v.Source, v.Refusal.String(), v.Why

@@ -73,7 +73,7 @@ type dbResult struct {
 
 func newDBCmd(a *app) *cobra.Command {
 	check := &cobra.Command{
-		Use: "check", Short: "Read the whole database and say what is wrong", Args: args(cobra.NoArgs),
+		Use: "check", Short: "Read the whole database and the generation files and say what is wrong", Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var out dbResult
 			if err := a.controlled(c.Context(), http.MethodGet, "/db/check", nil, nil, &out); err != nil {
@@ -194,9 +194,17 @@ func (k *keeper) handleCheck(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("db check: %w", err)
 	}
-	out := dbResult{V: 1, Text: "the database is whole", Problems: problems}
+	for _, i := range k.issuers() {
+		if i.inForce() == 0 {
+			continue
+		}
+		if err := k.checkFiles(i); err != nil {
+			problems = append(problems, err.Error())
+		}
+	}
+	out := dbResult{V: 1, Text: "the database is whole, and so are the generation files", Problems: problems}
 	if len(problems) > 0 {
-		out.Text = "the database is damaged"
+		out.Text = "database or generation files are damaged"
 	}
 	return out, nil
 }

@@ -79,7 +79,7 @@ func (a *answered) status() string {
 	case a.Response.Status != 0:
 		return a.Response.StatusText()
 	case a.single == nil && len(a.Response.Singles) > 0:
-		return "a success about something else"
+		return "a success"
 	case a.single == nil:
 		return "a success without an answer"
 	}

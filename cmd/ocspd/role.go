@@ -127,7 +127,9 @@ type frontReport struct {
 	Nonces      uint64            `json:"nonces"`
 	Defects     uint64            `json:"defects"`
 	Kept        uint64            `json:"kept"`
-	Refused     uint64            `json:"refused"` // connections, for want of room
+	Refused     uint64            `json:"refused"`  // connections, for want of room
+	Unissued    uint64            `json:"unissued"` // answers for a serial that no source names
+	Panics      uint64            `json:"panics"`
 }
 
 type signerReport struct {

@@ -92,6 +92,7 @@ func runSigner(ctx context.Context, r *role) error {
 	})
 	wg.Go(func() { s.subscribe(ctx, responder.RoleSigner, s.apply, s.fillReport) })
 	wg.Go(func() { s.watch(ctx) })
+	wg.Go(func() { s.recheckMemory(ctx) })
 	s.ready()
 	select {
 	case <-ctx.Done():
@@ -291,8 +292,44 @@ func (s *signerRole) loadGeneration(i *signedIssuer) error {
 	s.alarms.clear(alarmGenerationRefused, name)
 	i.generation = g
 	m := g.Meta()
-	i.authority.SetView(&responder.View{Number: m.Number, Complete: m.Complete, Sources: m.Sources, Lookup: g.Lookup})
+	i.authority.SetView(&responder.View{Number: m.Number, Complete: m.Complete, Gap: m.Gap, Sources: m.Sources, Lookup: g.Lookup})
 	return nil
+}
+
+// recheckMemory hashes what is answered from once an hour: memory rots, too. What is not as it was loaded is not answered from any more, and
+// read again.
+func (s *signerRole) recheckMemory(ctx context.Context) {
+	hour := time.NewTicker(time.Hour)
+	defer hour.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hour.C:
+		}
+		for _, i := range s.state.Load().issuers {
+			i.mu.Lock()
+			g := i.generation
+			i.mu.Unlock()
+			if g == nil {
+				continue
+			}
+			err := g.Recheck()
+			if err == nil {
+				continue
+			}
+			s.log.Error("generation in memory is damaged and read again", "issuer", i.config.Name, "error", err)
+			i.mu.Lock()
+			if i.generation != nil && i.generation.SharesRecords(g) {
+				i.generation = nil
+				i.authority.SetView(nil)
+			}
+			i.mu.Unlock()
+			if err := s.loadGeneration(i); err != nil {
+				s.log.Error("generation cannot be read again", "issuer", i.config.Name, "error", err)
+			}
+		}
+	}
 }
 
 // apply loads what keeper has put in force.

@@ -148,9 +148,9 @@ func sourceStatuses(i *keptIssuer, lineages []db.Lineage, feeds []db.Feed) []sou
 	covered := map[string]bool{}
 	for _, s := range i.sources {
 		row := sourceStatus{Source: s.location(), Kind: "crl"}
-		key := crlLineage
+		key := s.lineage(lineages)
 		if s.Index != "" {
-			row.Kind, key = "index", indexLineage(s.Index)
+			row.Kind = "index"
 		}
 		covered[key] = true
 		for _, lin := range lineages {

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// pace asks one question at a steady rate over one connection until ctx ends, and gives how long each answer took. An answer other than good
+// is an error.
+func (w *world) pace(ctx context.Context, ca string, serial []byte, perSecond int) ([]time.Duration, error) {
+	question := w.question(ca, false, serial)
+	tick := time.NewTicker(time.Second / time.Duration(perSecond))
+	defer tick.Stop()
+	var took []time.Duration
+	var known []byte // an answer that was judged; the cache gives the same octets
+	for {
+		select {
+		case <-ctx.Done():
+			return took, nil
+		case <-tick.C:
+		}
+		began := time.Now()
+		b, err := w.post(question)
+		if err != nil {
+			return took, err
+		}
+		took = append(took, time.Since(began))
+		if bytes.Equal(b, known) {
+			continue
+		}
+		if got, err := w.judge(ca, b); err != nil || len(got) != 1 || got[0] != "good" {
+			return took, fmt.Errorf("a cached answer became %v, %w", got, err)
+		}
+		known = b
+	}
+}
+
+func p99(all []time.Duration) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)*99/100]
+}
+
+// sqliteImport is the yardstick: the sqlite3 shell reads the same rows, sorted, from CSV.
+func (w *world) sqliteImport(n int) (time.Duration, error) {
+	file := w.path("rows.csv")
+	f, err := os.Create(file)
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(file)
+	defer f.Close()
+	out := &buffered{w: f}
+	for i := range n {
+		l := bulk(i)
+		out.write(fmt.Appendf(nil, "%x,%d,%d\n", l.serial, l.reason, revokedLongAgo.Unix()))
+	}
+	if err := out.flush(); err != nil {
+		return 0, err
+	}
+	database := w.path("yardstick.db")
+	defer os.Remove(database)
+	c := exec.Command("sqlite3", database, "CREATE TABLE t (serial TEXT PRIMARY KEY, reason INTEGER, at INTEGER) WITHOUT ROWID;", ".mode csv", ".import "+file+" t")
+	began := time.Now()
+	if text, err := c.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("sqlite3: %w: %s", err, text)
+	}
+	return time.Since(began), nil
+}
+
+const idleTime = 5 * time.Second
+
+// importTrial: a CRL of n entries through `ocspd crl import`, against the yardstick; keeper's memory; the answers and a revocation meanwhile.
+func importTrial(w *world, n int) (string, error) {
+	if err := w.publishMany("class1", "big.crl", 2, n, bulk); err != nil {
+		return "", err
+	}
+	if err := w.start(); err != nil {
+		return "", err
+	}
+	idle, cancel := context.WithTimeout(context.Background(), idleTime)
+	defer cancel()
+	before, err := w.pace(idle, "class3", small(900), 400)
+	if err != nil {
+		return "", err
+	}
+	yardstick, err := w.sqliteImport(n)
+	if err != nil {
+		return "", err
+	}
+	alone, peak, err := w.timedImport("big.crl")
+	if err != nil {
+		return "", err
+	}
+	// Once more, of other content, with questions and revocations meanwhile.
+	if err := w.publishMany("class1", "bigger.crl", 3, n, func(i int) listed { l := bulk(i); l.reason = 1; return l }); err != nil {
+		return "", err
+	}
+	busy, cancel := context.WithCancel(context.Background())
+	var during []time.Duration
+	var asked error
+	var revoked time.Duration
+	var revoking error
+	var wg sync.WaitGroup
+	wg.Go(func() { during, asked = w.pace(busy, "class3", small(900), 400) })
+	wg.Go(func() { revoked, revoking = w.revokeAllTheTime(busy, "class3") })
+	_, peak2, err := w.timedImport("bigger.crl")
+	cancel()
+	wg.Wait()
+	for _, e := range []error{err, asked, revoking} {
+		if e != nil {
+			return "", e
+		}
+	}
+	if got, err := w.ask("class1", true, bulk(n/2).serial); err != nil || got[0] != "revoked" {
+		return "", fmt.Errorf("an imported serial is answered %v, %w", got, err)
+	}
+	peak = max(peak, peak2)
+	ratio, slower := alone.Seconds()/yardstick.Seconds(), float64(p99(during))/float64(p99(before))
+	text := fmt.Sprintf("%d entries in %.2f s, %.2f of sqlite3 (limit 1.25); keeper's peak %.0f MiB (limit 120); p99 of cached answers %v idle, %v meanwhile, %.2f times (limit 2); slowest revoke %v (limit 1s)",
+		n, alone.Seconds(), ratio, peak, p99(before).Round(time.Microsecond), p99(during).Round(time.Microsecond), slower, revoked.Round(time.Millisecond))
+	if ratio > 1.25 || peak > 120 || slower > 2 || revoked > time.Second {
+		return text, fmt.Errorf("a limit is passed")
+	}
+	return text, nil
+}
+
+func (w *world) timedImport(file string) (took time.Duration, peak float64, err error) {
+	keeper, err := w.role("keeper")
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := resetPeak(keeper); err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	if _, err := w.ocspd("crl", "import", w.path(file)); err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(began)
+	peak, err = memory(keeper, "VmHWM")
+	return took, peak, err
+}
+
+// revokeAllTheTime gives the longest that a revocation took.
+func (w *world) revokeAllTheTime(ctx context.Context, ca string) (worst time.Duration, err error) {
+	for n := 10_000; ctx.Err() == nil; n++ {
+		began := time.Now()
+		if _, err := w.ocspd("revoke", ca, fmt.Sprintf("0x%x", n)); err != nil {
+			return worst, err
+		}
+		worst = max(worst, time.Since(began))
+		time.Sleep(100 * time.Millisecond)
+	}
+	return worst, nil
+}
+
+// statusesTrial: n statuses in signer, a change of all of them, and a start.
+func statusesTrial(w *world, n int) (string, error) {
+	if err := w.publishMany("class1", "class1.crl", 2, n, bulk); err != nil {
+		return "", err
+	}
+	if _, err := w.ocspd("crl", "import", w.path("class1.crl")); err != nil {
+		return "", err
+	}
+	began := time.Now()
+	if err := w.start(); err != nil {
+		return "", err
+	}
+	if got, err := w.ask("class1", true, bulk(n-1).serial); err != nil || got[0] != "revoked" {
+		return "", fmt.Errorf("the last serial is answered %v, %w", got, err)
+	}
+	ready := time.Since(began)
+	if err := w.publishMany("class1", "next.crl", 3, n, func(i int) listed { l := bulk(i); l.reason = 1; return l }); err != nil {
+		return "", err
+	}
+	began = time.Now()
+	if _, err := w.ocspd("crl", "import", w.path("next.crl")); err != nil {
+		return "", err
+	}
+	took := time.Since(began)
+	signer, err := w.role("signer")
+	if err != nil {
+		return "", err
+	}
+	peak, err := memory(signer, "VmHWM")
+	if err != nil {
+		return "", err
+	}
+	keeper, err := w.role("keeper")
+	if err != nil {
+		return "", err
+	}
+	kept, err := memory(keeper, "VmHWM")
+	if err != nil {
+		return "", err
+	}
+	text := fmt.Sprintf("%d statuses: signer's peak %.0f MiB, a flip included (limit 1024); ready %.2f s after the start (limit 5); import %.1f s, keeper's peak %.0f MiB; database %d MiB",
+		n, peak, ready.Seconds(), took.Seconds(), kept, size(filepath.Join(w.state, "keeper"))>>20)
+	if peak > 1024 || ready > 5*time.Second {
+		return text, fmt.Errorf("a limit is passed")
+	}
+	return text, nil
+}
+
+func size(dir string) (n int64) {
+	files, _ := filepath.Glob(dir + "/*")
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil {
+			n += info.Size()
+		}
+	}
+	return n
+}
