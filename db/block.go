@@ -12,14 +12,16 @@ import (
 )
 
 const (
-	blockRecords = 98   // with its row's other columns they fill a page of 4096 octets and no second one
-	readBlocks   = 256  // read in one statement: 1 MiB; no read transaction is held between two
-	writeBlocks  = 512  // written in one transaction: 50,176 records, 2 MiB
-	writeChanges = 8192 // rows of history in one transaction
+	blockRecords = 98  // with its row's other columns they fill a page of 4096 octets and no second one
+	readBlocks   = 256 // read in one statement: 1 MiB; no read transaction is held between two
+	writeBlocks  = 512 // written in one transaction: 50,176 records, 2 MiB
 )
 
 // carriedMark is what a record of a block has in place of a source: the source no longer lists it.
 const carriedMark = 1
+
+// beforeMark is what a record of the history has there: it was so before.
+const beforeMark = 2
 
 // block is a range of an import's records as it is stored.
 type block struct {
@@ -45,10 +47,10 @@ func (b *block) sum() [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// scan takes a row of lo, hi, records, sha256 and believes nothing in it before its digest.
-func (b *block) scan(row interface{ Scan(...any) error }) error {
+// scan takes a row of lo, hi, records, sha256 and more, and believes nothing in it before its digest.
+func (b *block) scan(row interface{ Scan(...any) error }, more ...any) error {
 	var sum []byte
-	if err := row.Scan(&b.lo, &b.hi, &b.records, &sum); err != nil {
+	if err := row.Scan(append([]any{&b.lo, &b.hi, &b.records, &sum}, more...)...); err != nil {
 		return err
 	}
 	if want := b.sum(); string(sum) != string(want[:]) || len(b.records)%pki.PackedSize != 0 {
@@ -162,11 +164,11 @@ func (w *walker) fill(ctx context.Context) error {
 type stager struct {
 	s         *Store
 	imp       int64
-	issuer    int64
-	at        int64
 	open      block
 	blocks    []block
-	changes   []changeRow
+	changed   block      // open: what was, where anything was, and what is
+	changes   []block    // full
+	writing   chan error // the result of what is being written; nil if nothing is
 	n         int64
 	carried   int64
 	committed func(records int64)
@@ -204,12 +206,31 @@ func (w *stager) cut(ctx context.Context, hi []byte) error {
 	return w.flush(ctx)
 }
 
-func (w *stager) changed(ctx context.Context, c changeRow) error {
-	w.changes = append(w.changes, c)
-	if len(w.changes) < writeChanges {
-		return nil
+// note adds a change to the history.
+func (w *stager) note(ctx context.Context, c *changeRow) error {
+	if len(w.changed.records) > (blockRecords-2)*pki.PackedSize {
+		w.changes, w.changed = append(w.changes, w.changed), block{}
+		if len(w.changes) >= writeBlocks {
+			if err := w.flush(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	return w.flush(ctx)
+	if w.changed.records == nil {
+		w.changed = emptyBlock(c.serial.Bytes())
+		w.changed.imp = w.imp
+	}
+	var mark uint8
+	if c.carried {
+		mark = carriedMark
+	}
+	if c.from.State != pki.Unknown {
+		p := pki.Pack(c.serial, c.from, beforeMark)
+		w.changed.records = append(w.changed.records, p[:]...)
+	}
+	p := pki.Pack(c.serial, c.to, mark)
+	w.changed.records = append(w.changed.records, p[:]...)
+	return nil
 }
 
 // finish writes what is left and says how much there is.
@@ -217,7 +238,13 @@ func (w *stager) finish(ctx context.Context) error {
 	if err := w.cut(ctx, []byte{}); err != nil {
 		return err
 	}
+	if len(w.changed.records) > 0 {
+		w.changes = append(w.changes, w.changed)
+	}
 	if err := w.flush(ctx); err != nil {
+		return err
+	}
+	if err := w.wait(); err != nil {
 		return err
 	}
 	return w.s.change(ctx, func(tx *sql.Tx) error {
@@ -226,46 +253,83 @@ func (w *stager) finish(ctx context.Context) error {
 	})
 }
 
+// flush has the full blocks written, while more are made. Its error is that of the write before.
 func (w *stager) flush(ctx context.Context) error {
-	sums := make([][sha256.Size]byte, len(w.blocks)) // before the writer is taken
-	for i := range w.blocks {
-		sums[i] = w.blocks[i].sum()
+	err := w.wait()
+	if err != nil {
+		return err
 	}
-	err := w.s.change(ctx, func(tx *sql.Tx) error {
+	blocks, changes, n := w.blocks, w.changes, w.n
+	w.blocks, w.changes = nil, nil
+	w.writing = make(chan error, 1)
+	go func() {
+		err := w.s.writeBlocks(ctx, blocks, changes)
+		if err == nil && w.committed != nil {
+			w.committed(n)
+		}
+		w.writing <- err
+	}()
+	return nil
+}
+
+// wait ends when nothing is being written any more.
+func (w *stager) wait() error {
+	if w.writing == nil {
+		return nil
+	}
+	err := <-w.writing
+	w.writing = nil
+	return err
+}
+
+func (s *Store) writeBlocks(ctx context.Context, blocks, changes []block) error {
+	sums, changeSums := make([][sha256.Size]byte, len(blocks)), make([][sha256.Size]byte, len(changes)) // before the writer is taken
+	for i := range blocks {
+		sums[i] = blocks[i].sum()
+	}
+	for i := range changes {
+		changeSums[i] = changes[i].sum()
+	}
+	return s.change(ctx, func(tx *sql.Tx) error {
 		insert, err := tx.PrepareContext(ctx, `INSERT INTO block (import, lo, hi, records, sha256) VALUES (?, ?, ?, ?, ?)`)
 		if err != nil {
 			return err
 		}
 		defer insert.Close()
-		for i, b := range w.blocks {
+		for i, b := range blocks {
 			if _, err := insert.ExecContext(ctx, b.imp, b.lo, b.hi, b.records, sums[i][:]); err != nil {
 				return err
 			}
 		}
-		return w.writeChanges(ctx, tx)
-	})
-	w.blocks, w.changes = w.blocks[:0], w.changes[:0]
-	if err == nil && w.committed != nil {
-		w.committed(w.n)
-	}
-	return err
-}
-
-func (w *stager) writeChanges(ctx context.Context, tx *sql.Tx) error {
-	if len(w.changes) == 0 {
-		return nil
-	}
-	insert, err := tx.PrepareContext(ctx, insertHistory)
-	if err != nil {
-		return err
-	}
-	defer insert.Close()
-	for _, c := range w.changes {
-		if _, err := insert.ExecContext(ctx, c.row(w.issuer, w.imp, nil, w.at, "", "")...); err != nil {
+		insertChange, err := tx.PrepareContext(ctx, `INSERT INTO change (import, lo, records, sha256) VALUES (?, ?, ?, ?)`)
+		if err != nil {
 			return err
 		}
+		defer insertChange.Close()
+		for i, b := range changes {
+			if _, err := insertChange.ExecContext(ctx, b.imp, b.lo, b.records, changeSums[i][:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// change finds what a block of changes has on a serial.
+func (b *block) change(serial pki.Serial) (c changeRow, found bool) {
+	key := pki.Pack(serial, pki.Status{}, 0)
+	for records := b.records; len(records) > 0; records = records[pki.PackedSize:] {
+		p := (*pki.Packed)(records)
+		if p.Compare(&key) != 0 {
+			continue
+		}
+		if found = true; p.Source() == beforeMark {
+			c.from = p.Status()
+		} else {
+			c.to, c.carried = p.Status(), p.Source() == carriedMark
+		}
 	}
-	return nil
+	return c, found
 }
 
 const insertHistory = `INSERT INTO history (issuer, serial, import, generation, at,

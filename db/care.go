@@ -95,7 +95,8 @@ func (s *Store) collect(ctx context.Context, imp int64, aborted bool) error {
 	steps := []string{`DELETE FROM block WHERE id IN (SELECT id FROM block WHERE import = ?1 LIMIT ?2)`}
 	last := `UPDATE import SET state = 'collected' WHERE id = ?1`
 	if aborted {
-		steps = append(steps, `DELETE FROM history WHERE id IN (SELECT id FROM history WHERE import = ?1 LIMIT ?2)`)
+		steps = append(steps, `DELETE FROM change WHERE id IN (SELECT id FROM change WHERE import = ?1 LIMIT ?2)`,
+			`DELETE FROM history WHERE id IN (SELECT id FROM history WHERE import = ?1 LIMIT ?2)`)
 		last = `DELETE FROM import WHERE id = ?1`
 	}
 	for _, step := range steps {
@@ -127,6 +128,9 @@ func (s *Store) Check(ctx context.Context) (problems []string, err error) {
 	}
 	issuers, err := s.Issuers(ctx)
 	if err != nil {
+		return nil, fmt.Errorf("check: %w", err)
+	}
+	if problems, err = s.checkChanges(ctx); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
 	for _, i := range issuers {
@@ -177,6 +181,25 @@ func (s *Store) lines(ctx context.Context, query string) ([]string, error) {
 		all = append(all, l)
 	}
 	return all, explain(rows.Err())
+}
+
+// checkChanges reads the blocks of the history.
+func (s *Store) checkChanges(ctx context.Context) (problems []string, err error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT lo, x'' AS hi, records, sha256, import FROM change`)
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b block
+		switch err := b.scan(rows, &b.imp); {
+		case errors.Is(err, ErrDamaged):
+			problems = append(problems, fmt.Sprintf("history: %v", err))
+		case err != nil:
+			return nil, explain(err)
+		}
+	}
+	return problems, explain(rows.Err())
 }
 
 func (s *Store) checkIssuer(ctx context.Context, i *Issuer) error {

@@ -180,6 +180,8 @@ func TestGuards(t *testing.T) {
 	bare.Number, bareLater.Number, bareOther.Number = "", "", ""
 	scoped := crl(11, r1)
 	scoped.Scope = "3000"
+	otherScoped := crl(10, r1)
+	otherScoped.Scope = "3001"
 	remove := crl(11, revoked(1, pki.RemoveFromCRL, day(0)))
 	miscounted := crl(11, r1)
 	miscounted.Count = 2
@@ -201,7 +203,7 @@ func TestGuards(t *testing.T) {
 		{"no numbers, same", bare, bare, ErrUnchanged, "", false},
 		{"no numbers, later", bare, bareLater, nil, "", true},
 		{"no numbers, same time", bare, bareOther, ErrRefused, "thisUpdate 2026-03-11T12:00:00Z is installed with other content", true},
-		{"CRL-07 another scope", crl(10, r1), scoped, ErrRefused, "covers another part", true},
+		{"CRL-07 another scope", otherScoped, scoped, ErrRefused, "covers another part", true},
 		{"CRL-10 delta with nothing installed", nil, delta(10, 12, r1), ErrRefused, "no complete CRL is installed", false},
 		{"CRL-10 base newer than installed", crl(9, r1), delta(10, 12), ErrRefused, "newer than 0x9 installed", false},
 		{"CRL-10 base as installed", crl(10, r1), delta(10, 12), nil, "", true},
@@ -792,11 +794,11 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	if err := CheckFile(t.Context(), h.path+".schema-1"); err != nil {
+	if err := CheckFile(t.Context(), h.path+".schema-2"); err != nil {
 		t.Error(err)
 	}
 	_, err = Open(t.Context(), h.path, log)
-	check(t, err, ErrNewer, "schema 2 is newer than this ocspd knows (1); install the newer ocspd or restore a backup")
+	check(t, err, ErrNewer, "schema 3 is newer than this ocspd knows (2); install the newer ocspd or restore a backup")
 	check(t, CheckFile(t.Context(), h.path), ErrNewer, "")
 
 	// A migration that fails leaves the schema that was.

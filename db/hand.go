@@ -1,9 +1,11 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 
 	"ocspd/pki"
@@ -237,7 +239,10 @@ func (s *Store) History(ctx context.Context, id pki.IssuerID, serial pki.Serial)
 		return nil, explain(err)
 	}
 	defer rows.Close()
-	var all []Event
+	all, err := s.changesOf(ctx, i.row, serial)
+	if err != nil {
+		return nil, err
+	}
 	for rows.Next() {
 		var e Event
 		var at, fromAt, fromInvalid, toAt, toInvalid sql.NullInt64
@@ -249,6 +254,32 @@ func (s *Store) History(ctx context.Context, id pki.IssuerID, serial pki.Serial)
 		e.From.RevokedAt, e.From.InvalidityDate = fromSeconds(fromAt), fromSeconds(fromInvalid)
 		e.To.RevokedAt, e.To.InvalidityDate = fromSeconds(toAt), fromSeconds(toInvalid)
 		all = append(all, e)
+	}
+	slices.SortStableFunc(all, func(a, b Event) int { return cmp.Compare(a.Generation, b.Generation) })
+	return all, explain(rows.Err())
+}
+
+// changesOf are the changes that imports brought.
+func (s *Store) changesOf(ctx context.Context, issuer int64, serial pki.Serial) ([]Event, error) {
+	rows, err := s.r.QueryContext(ctx, `SELECT c.lo, x'' AS hi, c.records, c.sha256, i.id, i.generation, i.at, i.kind, i.location, i.number
+		FROM import i JOIN change c ON c.id = (SELECT id FROM change WHERE import = i.id AND lo <= ?2 ORDER BY lo DESC LIMIT 1)
+		WHERE i.issuer = ?1 AND i.generation IS NOT NULL ORDER BY i.generation, i.id`, issuer, serial.Bytes())
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer rows.Close()
+	var all []Event
+	for rows.Next() {
+		var e Event
+		var at sql.NullInt64
+		var b block
+		if err := b.scan(rows, &b.imp, &e.Generation, &at, &e.Kind, &e.Location, &e.Number); err != nil {
+			return nil, explain(err)
+		}
+		if c, ok := b.change(serial); ok {
+			e.At, e.From, e.To, e.Carried = fromSeconds(at), c.from, c.to, c.carried
+			all = append(all, e)
+		}
 	}
 	return all, explain(rows.Err())
 }

@@ -64,7 +64,7 @@ func (m *model) status(n uint64) pki.Status {
 const modelSerials = 7
 
 // Any order of imports, deltas, revocations by hand, kills and restarts: what the next generation would say is what
-// the model says, for every serial.
+// the model says, for every serial. So no revocation goes while its source does not take it back (OCSP-UNK-07).
 func TestLikeTheModel(t *testing.T) {
 	// A check takes a real database through thirty changes; a long trial says -rapid.checks itself.
 	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {

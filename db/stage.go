@@ -226,7 +226,7 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	}
 	c := &comparison{
 		st: st, delta: st.Lineage.Delta, override: from.Override, cleared: map[pki.Serial]bool{},
-		out: &stager{s: s, imp: st.Lineage.Import, issuer: st.issuer, at: from.At.Unix(), open: emptyBlock([]byte{}), committed: progress},
+		out: &stager{s: s, imp: st.Lineage.Import, open: emptyBlock([]byte{}), committed: progress},
 	}
 	if have != nil {
 		c.old = s.walk(have.Import, have.Count)
@@ -238,7 +238,11 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	if err := s.loadCleared(ctx, st, c.cleared); err != nil {
 		return err
 	}
-	if err := c.run(ctx, sorted); err != nil {
+	err = c.run(ctx, sorted)
+	if waited := c.out.wait(); err == nil {
+		err = waited
+	}
+	if err != nil {
 		return err
 	}
 	st.Lineage.Count, st.Lineage.Carried = c.out.n, c.out.carried
@@ -538,7 +542,7 @@ func (c *comparison) note(ctx context.Context, change changeRow) error {
 			r.Serials = append(r.Serials, change.serial)
 		}
 	}
-	return c.out.changed(ctx, change)
+	return c.out.note(ctx, &change)
 }
 
 func (r *Report) sample(p *pki.Packed) {

@@ -73,6 +73,8 @@ type Verdict struct {
 	NextUpdate time.Time
 	Source     string // the governing source, "hand" or "" where none names the serial
 	Why        string // for people
+
+	governing *pki.Source // nil where none names the serial, or a hand does
 }
 
 // never is the revocation time of what was never issued (RFC 6960 section 2.2).
@@ -108,7 +110,7 @@ func (p *Policy) Decide(v *View, serial pki.Serial, now time.Time) Verdict {
 		return Verdict{Refusal: InternalError, Why: "the generation names a source that it does not have"}
 	case record.Status.State == pki.Revoked:
 		s := v.Sources[record.Source]
-		verdict.Source, verdict.Why = s.Name, "the source names it as revoked"
+		verdict.Source, verdict.Why, verdict.governing = s.Name, "the source names it as revoked", &s
 		verdict.bound(v.Sources[record.Source : record.Source+1])
 	default:
 		verdict.Source, verdict.Why = v.Sources[record.Source].Name, "the source names it as issued, and none as revoked"

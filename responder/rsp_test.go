@@ -123,7 +123,7 @@ func TestRSP07WeakKeys(t *testing.T) {
 		"P-224":    {&must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader)).PublicKey, "another curve"},
 		"unknown":  {"no key", "are known"},
 	} {
-		if _, err := algorithmFor(c.key); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := algorithmFor(c.key, false); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -192,7 +192,7 @@ func TestRSP08Faults(t *testing.T) {
 	}
 }
 
-// OCSP-RSP-09, OCSP-RID-01 without a delegated signer: the CA signs, no certificate is sent along. (With one: lint.)
+// OCSP-RSP-09, OCSP-DEL-09, OCSP-RID-01 without a delegated signer: the CA signs, no certificate is sent along. (With one: lint.)
 func TestRSP09CASigned(t *testing.T) {
 	c := newCA("rsp09", "CA RSP09")
 	a := &Authority{Issuer: c.issuer, Key: c.key, Policy: private}

@@ -1,6 +1,7 @@
 package responder
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -17,15 +18,19 @@ var ErrSignature = errors.New("the token's signature does not verify with the si
 
 // Authority is what answering for one issuer takes.
 type Authority struct {
-	Issuer  *pki.Issuer
-	Signer  *x509.Certificate // delegated (RFC 6960 section 4.2.2.2); nil where the CA's own key signs
-	Key     crypto.Signer
-	Policy  Policy // its NotAfter is set from the certificates
-	written *writtenIssuer
-	alg     *signatureAlgorithm
-	verify  *x509.Certificate // the certificate of Key
-	keyHash []byte            // of the ResponderID: SHA-1, whatever else is used (RFC 6960 section 4.2.1)
-	view    atomic.Pointer[View]
+	Issuer *pki.Issuer
+	Signer *x509.Certificate // delegated (RFC 6960 section 4.2.2.2); nil where the CA's own key signs
+	Key    crypto.Signer
+	Policy Policy // its NotAfter is set from the certificates
+	ByName bool   // ResponderID names the signer by its subject, for clients of old, instead of by its key
+	CrlID  bool   // answers name the CRL that says revoked (RFC 6960 section 4.4.2)
+	PSS    bool   // an RSA key signs with PSS instead of PKCS #1 v1.5
+
+	written     *writtenIssuer
+	alg         *signatureAlgorithm
+	verify      *x509.Certificate // the certificate of Key
+	responderID []byte
+	view        atomic.Pointer[View]
 }
 
 // A Question is all that front can ask: it names no status and no time.
@@ -88,14 +93,17 @@ func (a *Authority) Prepare() error {
 	}
 	fail := func(err error) error { return fmt.Errorf("issuer %s: %w", a.Issuer.Name, err) }
 	var err error
-	if a.alg, err = algorithmFor(a.verify.PublicKey); err != nil {
+	if a.alg, err = algorithmFor(a.verify.PublicKey, a.PSS); err != nil {
 		return fail(err)
 	}
 	signer, err := pki.NewIssuer(a.Issuer.Name, a.verify)
 	if err != nil {
 		return fail(err)
 	}
-	a.keyHash = signer.KeyHash(crypto.SHA1)
+	if a.ByName && a.Signer != nil && bytes.Equal(a.Signer.RawSubject, a.Issuer.Certificate.RawSubject) {
+		return fail(errors.New("the signer's certificate has the name of its CA, so clients would take answers by name for the CA's own and never look at it; leave responder_id at \"key\" (OCSP-RID-04)"))
+	}
+	a.responderID = responderID(signer, a.ByName)
 	a.written = writeIssuer(a.Issuer)
 	a.Policy.NotAfter = a.Issuer.Certificate.NotAfter
 	if a.verify.NotAfter.Before(a.Policy.NotAfter) {
@@ -139,7 +147,7 @@ func (s *Signer) Answer(q *Question) Answer {
 	if answer.Status != Successful {
 		return answer
 	}
-	tbs, err := responseData(a.written, a.keyHash, answer.ProducedAt, singles, q.Nonce)
+	tbs, err := responseData(a.written, a.responderID, answer.ProducedAt, singles, q.Nonce)
 	status := InternalError
 	if err == nil {
 		if answer.DER, err = sign(tbs, a.Key, a.alg, a.verify, a.Signer); err != nil && !errors.Is(err, ErrSignature) {
@@ -176,7 +184,10 @@ func (s *Signer) decide(a *Authority, q *Question) (Answer, []single) {
 		if v.Refusal != Successful {
 			return refuse(v.Refusal)
 		}
-		singles[i] = single{item.Form, item.Serial, v}
+		singles[i] = single{form: item.Form, serial: item.Serial, Verdict: v}
+		if a.CrlID && v.governing != nil && v.governing.Kind == pki.CRL {
+			singles[i].crl = v.governing
+		}
 		answer.Unknown = answer.Unknown || v.Status.State == pki.Unknown || v.Extended
 		if i == 0 || v.ThisUpdate.Before(answer.ThisUpdate) {
 			answer.ThisUpdate = v.ThisUpdate

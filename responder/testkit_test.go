@@ -620,7 +620,7 @@ func (k *kit) authorOf(r *response) *ca {
 		if !bytes.Equal(id[:], r.keyHash) { // OCSP-RID-01, OCSP-RID-03
 			continue
 		}
-		if len(r.certs) != 1 || !bytes.Equal(r.certs[0], c.signer.Raw) { // OCSP-RSP-09
+		if len(r.certs) != 1 || !bytes.Equal(r.certs[0], c.signer.Raw) { // OCSP-RSP-09, OCSP-DEL-09
 			k.Fatalf("%d certificates in the answer, or another", len(r.certs))
 		}
 		if err := c.signer.CheckSignature(wireAlgorithms[hex.EncodeToString(r.algorithm)], r.tbs, r.signature); err != nil {

@@ -43,7 +43,7 @@ func (c *config) pinMarker(token string) string {
 // The warnings are what the profile lets pass; an error is what makes the issuer unusable. A certificate that is not
 // yet or no longer valid is neither: answers are refused then, by the clock, for as long as that is so.
 func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *responder.Authority, warnings []string, err error) {
-	a = &responder.Authority{Policy: responder.Policy{Unissued: responder.Unissued(i.Unissued), Validity: i.Validity, WebPKI: i.Profile == "webpki"}}
+	a = &responder.Authority{ByName: i.ResponderID == "name", CrlID: i.CrlID == "include", PSS: i.Padding == "pss", Policy: responder.Policy{Unissued: responder.Unissued(i.Unissued), Validity: i.Validity, WebPKI: i.Profile == "webpki"}}
 	if a.Issuer, err = loadIssuer(i); err != nil {
 		return nil, nil, err
 	}

@@ -48,6 +48,9 @@ type issuerConfig struct {
 	Unissued    string // unknown, unauthorized, revoked, good
 	Validity    time.Duration
 	Nonce       string // echo, ignore
+	ResponderID string // key, name
+	CrlID       string // omit, include
+	Padding     string // pkcs1, pss
 	Accept      []string
 	Sources     []sourceConfig
 }

@@ -94,6 +94,9 @@ type effectiveIssuer struct {
 	Unissued    string            `toml:"unissued" json:"unissued"`
 	Validity    string            `toml:"validity" json:"validity"`
 	Nonce       string            `toml:"nonce" json:"nonce"`
+	ResponderID string            `toml:"responder_id" json:"responder_id"`
+	CrlID       string            `toml:"crl_id" json:"crl_id"`
+	Padding     string            `toml:"padding" json:"padding"`
 	Accept      []string          `toml:"accept" json:"accept"`
 	Source      []effectiveSource `toml:"source,omitempty" json:"source"`
 }
@@ -142,7 +145,7 @@ func (c *config) effective() effective {
 			sources = append(sources, effectiveSource{s.CRL, s.Index, s.Delta, formatDuration(s.Refresh), formatSize(s.MaxSize)})
 		}
 		e.Issuer[i.Name] = effectiveIssuer{i.Certificate, i.Signer, i.Key, i.Token, i.Profile, i.Unissued,
-			formatDuration(i.Validity), i.Nonce, filled(i.Accept), sources}
+			formatDuration(i.Validity), i.Nonce, i.ResponderID, i.CrlID, i.Padding, filled(i.Accept), sources}
 	}
 	return e
 }

@@ -169,7 +169,7 @@ func (c *config) readListen(t *table) {
 func (c *config) readLimits(t *table) {
 	defer t.done()
 	c.Limits = limitsConfig{
-		Body:        int(t.size("body", 16<<10, 1<<10, 64<<10)),
+		Body:        int(t.size("body", 32<<10, 1<<10, 64<<10)),
 		Path:        int(t.size("path", 8<<10, 1<<10, 64<<10)),
 		Requests:    t.number("requests", 100, 1, 255),
 		Connections: t.number("connections", 4096, 16, 1<<20),
@@ -259,6 +259,9 @@ func (c *config) readIssuer(name string, t *table) *issuerConfig {
 		Signer:      t.path("signer", ""),
 		Profile:     t.word("profile", "private", "private", "webpki"),
 		Nonce:       t.word("nonce", "echo", "echo", "ignore"),
+		ResponderID: t.word("responder_id", "key", "key", "name"),
+		CrlID:       t.word("crl_id", "omit", "omit", "include"),
+		Padding:     t.word("padding", "pkcs1", "pkcs1", "pss"),
 	}
 	t.require("certificate", "the file of the CA's certificate, PEM or DER")
 	for _, other := range c.Issuers {

@@ -213,7 +213,7 @@ func TestContractConfig(t *testing.T) {
 	i := c.issuer("class1")
 	want := &issuerConfig{
 		Name: "class1", Certificate: filepath.Join(here, "class1.pem"), Signer: filepath.Join(here, "class1-ocsp.pem"),
-		Key: "pkcs11:object=class1-ocsp", Token: "main", Profile: "private", Unissued: "unknown", Validity: 24 * time.Hour, Nonce: "echo",
+		Key: "pkcs11:object=class1-ocsp", Token: "main", Profile: "private", Unissued: "unknown", Validity: 24 * time.Hour, Nonce: "echo", ResponderID: "key", CrlID: "omit", Padding: "pkcs1",
 		Sources: []sourceConfig{{CRL: "http://crl.example.org/class1.crl", Refresh: 15 * time.Minute, MaxSize: 64 << 20}},
 	}
 	if d := cmp.Diff(want, i); d != "" {

@@ -92,6 +92,9 @@ func (k *keeper) byHand(ctx context.Context, i *keptIssuer, serial pki.Serial, w
 		res.Text = fmt.Sprintf("%s %s: unchanged", name, serial)
 		return res, nil
 	case err != nil:
+		if isFull(err) {
+			err = fmt.Errorf("the disk is full, and nothing was changed; free some space below %s and try again: %w", k.cfg.State, err)
+		}
 		event.Outcome = outcomeRefused
 		event.Details = append(event.Details, audit.Detail{Name: "cause", Value: cut(err.Error(), 1000)})
 		k.record(ctx, event)

@@ -310,18 +310,15 @@ func (k *keeper) staysInForce(ctx context.Context, i *keptIssuer) string {
 	return fmt.Sprintf("generation %d stays in force until %s", i.inForce(), ends.UTC().Format(time.RFC3339))
 }
 
-func (i *keptIssuer) inForce() uint64 {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.number
-}
+func (i *keptIssuer) inForce() uint64 { return i.number.Load() }
 
 // install puts a snapshot in force that was read and found good. from says where it is from; force, if it is not "", is a person's reason to take it
 // against the rules of CRL over CRL. Even so, permanent revocations that a CRL no longer lists stay.
 func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, snap *pki.Snapshot, force string) (*changeResult, error) {
 	location := from.Location
 	from.At, from.Validity, from.Override = time.Now(), i.config.Validity, force != ""
-	staged, err := k.store.Stage(ctx, i.issuer.ID, from, snap, nil)
+	counting, holds := countHolds(snap)
+	staged, err := k.store.Stage(ctx, i.issuer.ID, from, counting, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -340,6 +337,9 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 		return nil, err
 	}
 	warnings := append(slices.Clone(snap.Warnings), staged.Report.Warnings()...)
+	if *holds > 0 && i.config.Profile == "webpki" {
+		warnings = append(warnings, fmt.Sprintf("%d certificates are on hold, which profile webpki forbids; they are answered revoked (OCSP-REV-05)", *holds))
+	}
 	if force != "" {
 		warnings = append(warnings, "imported by override: "+cut(force, 1000))
 	}
@@ -359,6 +359,21 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 	r.Text = fmt.Sprintf("%s: %s with %d entries is in force as generation %d", i.config.Name, what, snap.Count, view.Number)
 	k.log.Info("source installed", "issuer", i.config.Name, "source", location, "number", snap.Number, "entries", snap.Count, "generation", view.Number)
 	return r, nil
+}
+
+// countHolds gives a snapshot that counts its certificates on hold while it is read.
+func countHolds(snap *pki.Snapshot) (counting *pki.Snapshot, holds *int64) {
+	holds, copied := new(int64), *snap
+	copied.Entries = func(yield func(pki.Entry) error) error {
+		*holds = 0
+		return snap.Entries(func(e pki.Entry) error {
+			if e.Status.State == pki.Revoked && e.Status.Reason == pki.CertificateHold {
+				*holds++
+			}
+			return yield(e)
+		})
+	}
+	return &copied, holds
 }
 
 func (k *keeper) raiseWarnings(ctx context.Context, i *keptIssuer, location string, report *db.Report, warnings []string) {
@@ -422,7 +437,7 @@ func (k *keeper) putInForce(ctx context.Context, i *keptIssuer, event audit.Reco
 		if event.Event != "" {
 			event.Details = append(event.Details, audit.Detail{Name: "generation", Value: strconv.FormatUint(v.Number, 10)})
 			if event.Sequence, err = k.audit.Append(ctx, event); err != nil {
-				return p, fmt.Errorf("audit log: %w", err)
+				return p, err
 			}
 			announced = true
 			p.Leaf = int64(event.Sequence)
@@ -467,14 +482,14 @@ func (k *keeper) announce(ctx context.Context, i *keptIssuer, p pending) (respon
 		err = generation.Point(k.cfg.generations(), name, p.gen)
 	}
 	if err != nil {
-		i.pending = &p
+		i.pending.Store(&p)
 		err = fmt.Errorf("generation %d is recorded, but not in force before its pointer can be written: %w; make room, and keeper goes on by itself", p.number, err)
 		k.alarms.raise(alarmDatabase, name, err.Error())
 		return responder.Delivery{}, err
 	}
-	i.pending = nil
-	p.change.Issuer, p.change.From, p.change.To = i.issuer.ID, i.number, p.number
-	i.number = p.number
+	i.pending.Store(nil)
+	p.change.Issuer, p.change.From, p.change.To = i.issuer.ID, i.inForce(), p.number
+	i.number.Store(p.number)
 	telling, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTime)
 	defer cancel()
 	delivery := k.feed.Publish(telling, p.change)
@@ -488,8 +503,8 @@ func (k *keeper) announce(ctx context.Context, i *keptIssuer, p pending) (respon
 func (k *keeper) announcePending(ctx context.Context, i *keptIssuer) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.pending != nil {
-		k.announce(ctx, i, *i.pending)
+	if p := i.pending.Load(); p != nil {
+		k.announce(ctx, i, *p)
 	}
 }
 

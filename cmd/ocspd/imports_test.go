@@ -83,6 +83,9 @@ func TestImportRules(t *testing.T) {
 		})
 	}
 	for path, p := range own {
+		if path == "ocspd/test" || strings.HasPrefix(path, "ocspd/test/") {
+			continue // trials, which ship with nothing: no rule allows anybody to import them
+		}
 		allowed, ruled := allowedImports[path]
 		if !ruled {
 			t.Errorf("%s: no rule says what it may import", path)

@@ -64,8 +64,8 @@ type keptIssuer struct {
 type standing struct {
 	// mu puts changes in force one after the other, so that pointer and feed follow the database in order.
 	mu      sync.Mutex
-	number  uint64 // of the generation in force
-	pending *pending
+	number  atomic.Uint64 // of the generation in force
+	pending atomic.Pointer[pending]
 }
 
 // source is a configured place to read from.
@@ -184,7 +184,7 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 		if d.ID != issuer.ID || d.Number == 0 {
 			continue
 		}
-		i.number = d.Number
+		i.number.Store(d.Number)
 		if d.Gen.Name == "" {
 			continue
 		}
@@ -194,7 +194,7 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 			}
 		}
 	}
-	k.feed.State(issuer.ID, i.number)
+	k.feed.State(issuer.ID, i.inForce())
 	if err := generation.Clean(k.cfg.generations(), c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("issuer %s: %w", c.Name, err)
 	}
@@ -229,7 +229,7 @@ func (k *keeper) renewHead(ctx context.Context, i *keptIssuer) error {
 		return err
 	}
 	meta, err := generation.Head(k.cfg.generations(), i.config.Name, i.issuer.ID)
-	if err == nil && meta.Complete == i.complete(lineages) && meta.Gap == i.gap(lineages) && meta.Number == i.number {
+	if err == nil && meta.Complete == i.complete(lineages) && meta.Gap == i.gap(lineages) && meta.Number == i.inForce() {
 		return nil
 	}
 	k.log.Warn("generation is written anew", "issuer", i.config.Name, "error", err)
@@ -352,10 +352,7 @@ func (k *keeper) record(ctx context.Context, r audit.Record) error {
 	}
 	_, err := k.audit.Append(ctx, r)
 	k.alarms.when(err != nil, alarmAuditLog, "", fmt.Sprintf("%v", err))
-	if err != nil {
-		return fmt.Errorf("audit log: %w", err)
-	}
-	return nil
+	return err
 }
 
 func runKeeper(ctx context.Context, r *role) error {
@@ -476,11 +473,7 @@ func (k *keeper) watch(ctx context.Context) {
 	}
 }
 
-func (i *keptIssuer) isPending() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.pending != nil
-}
+func (i *keptIssuer) isPending() bool { return i.pending.Load() != nil }
 
 func (k *keeper) checkSources(ctx context.Context, now time.Time) {
 	for _, i := range k.issuers() {

@@ -381,7 +381,7 @@ func parseSubject(s string) ([]byte, error) {
 		case value == "" || utf8.RuneCountInString(value) > known.max || strings.ContainsFunc(value, unicode.IsControl):
 			return nil, fmt.Errorf("%s=%q: 1 to %d characters of plain text are right", key, value, known.max)
 		case key == "C" && (len(value) != 2 || strings.ToUpper(value) != value):
-			return nil, fmt.Errorf("C=%q: a country is two capital letters", value)
+			return nil, fmt.Errorf("in the subject, C=%q: a country is two capital letters", value)
 		case known.tag == asn1.TagPrintableString && strings.ContainsFunc(value, notPrintable),
 			known.tag == asn1.TagIA5String && strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII }):
 			return nil, fmt.Errorf("%s=%q: a character that this attribute cannot have", key, value)

@@ -392,7 +392,7 @@ func (r *queryResult) print(a *app) error {
 	}
 	moment := func(name string, t *time.Time) {
 		if t != nil {
-			row(name, "%s  (%s)", t.Format(time.RFC3339), fromNow(t.Sub(time.Now())))
+			row(name, "%s  (%s)", t.Format(time.RFC3339), fromNow(time.Until(*t)))
 		}
 	}
 	row("certificate", "%s of %s", r.Serial, r.Issuer)

@@ -28,7 +28,7 @@ import (
 
 // kept is a keeper in this process over CAs of a test's own: what it would answer is asked by lookup, which decides as signer does.
 type kept struct {
-	t   *testing.T
+	t   testing.TB
 	dir string
 	cas map[string]*keptCA
 	k   *keeper
@@ -41,7 +41,7 @@ type keptCA struct {
 }
 
 // newKept makes the CAs one and two; each has the sources given as TOML, in which DIR stands for the directory of the test.
-func newKept(t *testing.T, accept string, sources ...string) *kept {
+func newKept(t testing.TB, accept string, sources ...string) *kept {
 	t.Helper()
 	w := &kept{t: t, dir: t.TempDir(), cas: map[string]*keptCA{}}
 	text := "state = \"state\"\nrun = \"run\"\n[token.main]\nuri = \"pkcs11:token=t?module-path=/usr/lib/softhsm/libsofthsm2.so\"\npin = \"file:pin\"\n"
@@ -59,7 +59,7 @@ func newKept(t *testing.T, accept string, sources ...string) *kept {
 	return w
 }
 
-func newKeptCA(t *testing.T, name string) *keptCA {
+func newKeptCA(t testing.TB, name string) *keptCA {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
