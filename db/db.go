@@ -333,7 +333,7 @@ func Lock(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock %s: process %s has it; stop that process or let it do the work", path, string(pid[:n]))
 	}
 	pid := strconv.Itoa(os.Getpid())
-	if _, err := f.WriteAt([]byte(pid), 0); err == nil {
+	if _, err = f.WriteAt([]byte(pid), 0); err == nil {
 		err = f.Truncate(int64(len(pid)))
 	}
 	if err != nil {

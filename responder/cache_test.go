@@ -182,7 +182,6 @@ func TestRenewal(t *testing.T) {
 func TestRenewalWhenDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKit(t, private)
-		old := k.respond(req("G"))
 		var delay time.Duration
 		straight := k.front.ask
 		k.front.ask = func(ctx context.Context, q *Question) (Answer, error) {
@@ -205,7 +204,7 @@ func TestRenewalWhenDue(t *testing.T) {
 			k.set(0)
 			k.front.Apply(Change{Issuer: ca1.issuer.ID, From: 1, To: 1, All: true})
 			delay = 0
-			old = k.respond(req("G"))
+			old := k.respond(req("G"))
 			k.set(c.at)
 			delay = c.delay
 			begun := time.Now()
