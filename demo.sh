@@ -37,24 +37,8 @@ trap 'stop' EXIT
 trap 'stop; exit 0' INT TERM
 
 step 'Packages'
-need='softhsm2 gcc libc6-dev openssl curl ca-certificates'
-missing=
-for p in $need; do
-	case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in 'install ok installed') ;; *) missing="$missing $p" ;; esac
-done
-if [ -n "$missing" ]; then
-	if [ "$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; else
-		echo "missing:$missing. As root, run: apt-get update && apt-get install -y --no-install-recommends$missing" >&2
-		exit 2
-	fi
-	say "installing$missing"
-	$as_root apt-get update -qq >/dev/null
-	$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
-else
-	say "all there: $need"
-fi
-command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
-command -v go >/dev/null || die 'Go is missing; install it from your distribution or from the Go project, version 1.26 or newer'
+. ./test/packages.sh
+packages softhsm2 gcc libc6-dev openssl curl ca-certificates
 module=
 for m in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do [ -e "$m" ] && module=$m && break; done
 [ -n "$module" ] || die 'the package softhsm2 is installed, but its libsofthsm2.so is not where Debian puts it'
@@ -143,33 +127,26 @@ for k in class1-ocsp:rsa2048 class3-ocsp:p256; do
 done
 
 step 'Two CAs: class1, a root, and class3, an intermediate that issues too'
+ca_section() { # name, its index.txt
+	cat <<END
+[ca_$1]
+database = $2
+serial = $ca/$1.serial
+crlnumber = $ca/$1.crlnumber
+certificate = $pki/$1.pem
+private_key = $pki/$1.key
+new_certs_dir = $ca/$1
+policy = any
+default_md = sha256
+default_days = 365
+default_crl_days = 7
+unique_subject = no
+crl_extensions = crl
+END
+}
 cat >"$ca/openssl.cnf" <<END
-[ca_class1]
-database = $pki/class1.index.txt
-serial = $ca/class1.serial
-crlnumber = $ca/class1.crlnumber
-certificate = $pki/class1.pem
-private_key = $pki/class1.key
-new_certs_dir = $ca/class1
-policy = any
-default_md = sha256
-default_days = 365
-default_crl_days = 7
-unique_subject = no
-crl_extensions = crl
-[ca_class3]
-database = $ca/class3.index.txt
-serial = $ca/class3.serial
-crlnumber = $ca/class3.crlnumber
-certificate = $pki/class3.pem
-private_key = $pki/class3.key
-new_certs_dir = $ca/class3
-policy = any
-default_md = sha256
-default_days = 365
-default_crl_days = 7
-unique_subject = no
-crl_extensions = crl
+$(ca_section class1 "$pki/class1.index.txt")
+$(ca_section class3 "$ca/class3.index.txt")
 [any]
 organizationName = optional
 commonName = supplied

@@ -31,25 +31,9 @@ trial() { # name, command …: the same, for what says by exit code 3 that this 
 }
 
 part 'packages'
-need='softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3 gnutls-bin libnss3-tools nginx-light'
-[ "$mode" != long ] || need="$need openjdk-17-jdk-headless"
-missing=
-for p in $need; do
-	case $(dpkg-query -W -f '${Status}' "$p" 2>/dev/null) in 'install ok installed') ;; *) missing="$missing $p" ;; esac
-done
-if [ -n "$missing" ]; then
-	if [ "$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; else
-		echo "missing:$missing. As root, run: apt-get update && apt-get install -y --no-install-recommends$missing" >&2
-		exit 2
-	fi
-	echo "installing$missing"
-	$as_root apt-get update -qq >/dev/null
-	$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
-else
-	echo "all there: $need"
-fi
-command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin
-command -v go >/dev/null || { echo 'Go is missing; install version 1.26 or newer' >&2; exit 2; }
+. ./test/packages.sh
+packages softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3 gnutls-bin libnss3-tools nginx-light \
+	$([ "$mode" != long ] || echo openjdk-17-jdk-headless)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if [ -z "${HOME-}" ]; then export GOPATH="$work/go" GOCACHE="$work/go/cache"; fi
