@@ -272,7 +272,7 @@ func TestRenewalInFlood(t *testing.T) {
 	})
 }
 
-// A change drops what it names, at once and with the signer away; the rest is given on.
+// OCSP-CRL-23. A change drops what it names, at once and with the signer away; the rest is given on.
 func TestChangeWithoutSigner(t *testing.T) {
 	k := newKit(t, private)
 	for _, name := range []string{"G", "P", "U"} {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -124,7 +125,11 @@ func run(argv []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, err) // already in the form file:line:col: error: …
 		return code
 	}
-	fmt.Fprintf(stderr, "ocspd: %v\n", err)
+	text := err.Error()
+	if !strings.HasPrefix(text, "ocspd") {
+		text = "ocspd: " + text
+	}
+	fmt.Fprintln(stderr, text)
 	return code
 }
 
