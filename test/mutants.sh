@@ -1,5 +1,5 @@
 #!/bin/sh
-# Breaks rules in the code, one at a time, and shows that their tests go red: test/mutants.sh [WORD]. Each line of test/mutants.txt is, between tabs: the rule, the file, the
+# Breaks rules in the code, one at a time, and shows that their tests go red: test/mutants.sh [PATTERN]. Each line of test/mutants.txt is, between tabs: the rule, the file, the
 # package to test, what stands there once, and what is put in its place. The checkout is not touched: the compiler sees the broken copy.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ caught=0 missed=0
 tab=$(printf '\t')
 while IFS="$tab" read -r rule file package old new; do # no field but the last may be empty
 	case $rule in '' | '#'*) continue ;; esac
-	case "$rule $file" in *"${1-}"*) ;; *) continue ;; esac
+	case "$rule $file" in ${1-*}) ;; *) continue ;; esac
 	OLD=$old NEW=$new perl -0777 -pe '
 		BEGIN { $old = $ENV{OLD}; $new = $ENV{NEW}; s/\\n/\n/g, s/\\t/\t/g for $old, $new }
 		$count = () = /\Q$old\E/g;
