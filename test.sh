@@ -102,4 +102,4 @@ if [ "$mode" = long ]; then
 fi
 
 printf '\n%d passed, %d failed, %d skipped\n' $((ran - failed)) $failed $skipped
-[ $failed = 0 ] && [ $skipped = 0 ]
+[ $failed = 0 ] && { [ "$mode" != long ] || [ $skipped = 0 ]; } # what could not run keeps only the long form from being green

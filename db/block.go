@@ -96,7 +96,14 @@ type walker struct {
 	n       int64
 	blocks  []block
 	records []byte
-	lo      []byte // where the next block begins; nil after the last
+	lo      []byte       // where the next block begins; nil after the last
+	ahead   chan reading // what is being read while blocks are used
+}
+
+type reading struct {
+	blocks []block
+	lo     []byte
+	err    error
 }
 
 func (s *Store) walk(imp, count int64) *walker {
@@ -129,34 +136,57 @@ func (w *walker) next(ctx context.Context) (*pki.Packed, error) {
 	return p, nil
 }
 
+// fill takes what was read ahead, and has the next blocks read. That ends by itself, also where nobody takes it.
 func (w *walker) fill(ctx context.Context) error {
-	rows, err := w.s.r.QueryContext(ctx,
-		`SELECT lo, hi, records, sha256 FROM block WHERE import = ? AND lo >= ? ORDER BY lo LIMIT ?`, w.imp, w.lo, readBlocks)
+	var got reading
+	if w.ahead != nil {
+		got = <-w.ahead
+	} else {
+		got.blocks, got.lo, got.err = w.s.readBlocks(ctx, w.imp, w.lo)
+	}
+	w.blocks, w.lo, w.ahead = got.blocks, got.lo, nil
+	if got.err == nil && got.lo != nil {
+		ahead := make(chan reading, 1)
+		w.ahead = ahead
+		go func() {
+			var next reading
+			next.blocks, next.lo, next.err = w.s.readBlocks(ctx, w.imp, got.lo)
+			ahead <- next
+		}()
+	}
+	return got.err
+}
+
+// readBlocks reads some blocks from lo on, whole and without a gap, and says where the next begins: nil after the last.
+func (s *Store) readBlocks(ctx context.Context, imp int64, lo []byte) (blocks []block, next []byte, err error) {
+	rows, err := s.r.QueryContext(ctx,
+		`SELECT lo, hi, records, sha256 FROM block WHERE import = ? AND lo >= ? ORDER BY lo LIMIT ?`, imp, lo, readBlocks)
 	if err != nil {
-		return explain(err)
+		return nil, nil, explain(err)
 	}
 	defer rows.Close()
+	next = lo
 	for rows.Next() {
-		b := block{imp: w.imp}
+		b := block{imp: imp}
 		if err := b.scan(rows); err != nil {
-			return explain(err)
+			return nil, nil, explain(err)
 		}
-		if w.lo == nil || string(b.lo) != string(w.lo) {
-			return damaged("import %d: a block begins at serial %x where one at %x belongs", w.imp, b.lo, w.lo)
+		if next == nil || string(b.lo) != string(next) {
+			return nil, nil, damaged("import %d: a block begins at serial %x where one at %x belongs", imp, b.lo, next)
 		}
-		w.lo = b.hi
+		next = b.hi
 		if len(b.hi) == 0 {
-			w.lo = nil
+			next = nil
 		}
-		w.blocks = append(w.blocks, b)
+		blocks = append(blocks, b)
 	}
 	if err := rows.Err(); err != nil {
-		return explain(err)
+		return nil, nil, explain(err)
 	}
-	if len(w.blocks) == 0 {
-		return damaged("import %d: the block from serial %x on is missing", w.imp, w.lo)
+	if len(blocks) == 0 {
+		return nil, nil, damaged("import %d: the block from serial %x on is missing", imp, lo)
 	}
-	return nil
+	return blocks, next, nil
 }
 
 // stager writes an import's blocks and what it changes, in short transactions between which other writers come to
@@ -290,7 +320,7 @@ func (s *Store) writeBlocks(ctx context.Context, blocks, changes []block) error 
 	for i := range changes {
 		changeSums[i] = changes[i].sum()
 	}
-	return s.change(ctx, func(tx *sql.Tx) error {
+	return s.changeAside(ctx, func(tx *sql.Tx) error {
 		insert, err := tx.PrepareContext(ctx, `INSERT INTO block (import, lo, hi, records, sha256) VALUES (?, ?, ?, ?, ?)`)
 		if err != nil {
 			return err

@@ -281,6 +281,35 @@ func (s *Store) change(ctx context.Context, f func(*sql.Tx) error) error {
 	return explain(tx.Commit())
 }
 
+// changeAside is change for what is not in force yet. It does not wait for the disk: the write-ahead log is one file, and the transaction that
+// puts it in force makes all of it durable before it returns; a checkpoint in between makes durable first what it copies.
+func (s *Store) changeAside(ctx context.Context, f func(*sql.Tx) error) error {
+	conn, err := s.w.Conn(ctx)
+	if err != nil {
+		return explain(err)
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, `PRAGMA synchronous = NORMAL`); err != nil {
+		return explain(err)
+	}
+	defer func() { // whoever is next on this connection counts on it; one on which it cannot be set is not used again
+		err := conn.Raw(func(c any) error { return setPragma(c.(*sqlite3.SQLiteConn), pragma{"synchronous", "2"}) })
+		if err != nil {
+			s.log.Error("a connection to the database is given up", "error", err)
+			conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+	}()
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return explain(err)
+	}
+	if err := f(tx); err != nil {
+		tx.Rollback()
+		return explain(err)
+	}
+	return explain(tx.Commit())
+}
+
 // explain gives the errors that have a remedy their words.
 func explain(err error) error {
 	var e sqlite3.Error

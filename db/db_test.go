@@ -953,3 +953,36 @@ func TestFull(t *testing.T) {
 	h.must(crl(2, many...))
 	h.want(2, pki.Revoked, 0)
 }
+
+// What is written aside does not wait for the disk, and whatever comes after it on the one writing connection does.
+func TestChangeAside(t *testing.T) {
+	h := newHouse(t)
+	synchronous := func(q interface {
+		QueryRowContext(context.Context, string, ...any) *sql.Row
+	}) (n int) {
+		t.Helper()
+		if err := q.QueryRowContext(t.Context(), `PRAGMA synchronous`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for _, want := range []error{nil, errors.New("refused by f")} {
+		err := h.changeAside(t.Context(), func(tx *sql.Tx) error {
+			if got := synchronous(tx); got != 1 {
+				t.Errorf("synchronous is %d aside", got)
+			}
+			return want
+		})
+		if !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+		if got := synchronous(h.w); got != 2 {
+			t.Errorf("synchronous is %d afterwards", got)
+		}
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	h.changeAside(cancelled, func(*sql.Tx) error { cancel(); return cancelled.Err() })
+	if got := synchronous(h.w); got != 2 {
+		t.Errorf("synchronous is %d after a change that was cancelled", got)
+	}
+}

@@ -508,7 +508,7 @@ func TestInvalidityDate(t *testing.T) {
 	}
 }
 
-// OCSP-CRL-13, 14 and 15.
+// OCSP-CRL-13, OCSP-CRL-14, OCSP-CRL-15: times that have passed, are missing, or lie ahead.
 func TestCRL13To15Times(t *testing.T) {
 	ca := ed25519CA(t)
 	with := func(this, next []byte) []byte {

@@ -344,7 +344,7 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 		warnings = append(warnings, "imported by override: "+cut(force, 1000))
 	}
 	k.raiseWarnings(ctx, i, location, &staged.Report, warnings)
-	k.store.Collect(ctx)
+	k.collect(ctx)
 	r := &changeResult{V: 1, Result: "installed", Issuer: i.config.Name, Generation: view.Number, Warnings: warnings}
 	what := "index"
 	if snap.Kind == pki.CRL {

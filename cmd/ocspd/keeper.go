@@ -36,6 +36,7 @@ type keeper struct {
 	state   atomic.Pointer[keeperState]
 	reports reports
 	ballast ballast
+	litter  chan struct{} // something out of force is to be deleted; nil where no role runs
 	unlock  func()
 
 	reloading sync.Mutex // guards the rest
@@ -196,7 +197,7 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 	}
 	k.feed.State(issuer.ID, i.inForce())
 	if err := generation.Clean(k.cfg.generations(), c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("issuer %s: %w", c.Name, err)
+		k.log.Warn("generation files cannot be tidied up", "issuer", c.Name, "error", err) // damaged: settle writes them anew
 	}
 	return i, k.settle(ctx, i)
 }
@@ -362,6 +363,9 @@ func runKeeper(ctx context.Context, r *role) error {
 	}
 	defer k.close()
 	k.role = r
+	if err := lowerPriority(); err != nil {
+		k.log.Warn("an import may slow down answers", "error", err)
+	}
 	if err := k.record(ctx, audit.Record{Event: "keeper.start", Outcome: outcomeOK, Details: []audit.Detail{{Name: "version", Value: version()}}}); err != nil {
 		return err
 	}
@@ -399,6 +403,7 @@ func runKeeper(ctx context.Context, r *role) error {
 	}
 	k.followAll(ctx, &wg)
 	wg.Go(func() { k.watch(ctx) })
+	k.litter = make(chan struct{}, 1)
 	wg.Go(func() { k.recheck(ctx) })
 	k.ready()
 	select {

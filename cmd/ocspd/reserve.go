@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -120,6 +121,9 @@ func (k *keeper) recheck(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-k.litter:
+			k.deleteLitter(ctx)
+			continue
 		case <-tick.C:
 		}
 		since := time.Since(last)
@@ -133,6 +137,45 @@ func (k *keeper) recheck(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// collect deletes what is out of force, in the background where keeper runs.
+func (k *keeper) collect(ctx context.Context) {
+	if k.litter == nil {
+		k.deleteLitter(ctx)
+		return
+	}
+	select {
+	case k.litter <- struct{}{}:
+	default: // it is to be done anyway
+	}
+}
+
+func (k *keeper) deleteLitter(ctx context.Context) {
+	if err := k.store.Collect(ctx); err != nil && ctx.Err() == nil {
+		k.log.Warn("what is out of force cannot be deleted; it is tried again after the next import", "error", err)
+	}
+}
+
+// priority of keeper's threads: an import of millions shall not take the processor from answers.
+const priority = 5
+
+// lowerPriority is for every thread that there is; those that come later take after them.
+func lowerPriority() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		id, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = syscall.Setpriority(syscall.PRIO_PROCESS, id, priority)
+		}
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("priority: %w", err)
+		}
+	}
+	return nil
 }
 
 func (k *keeper) signerRefuses() bool {

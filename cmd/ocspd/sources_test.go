@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,7 +56,11 @@ func newKept(t testing.TB, accept string, sources ...string) *kept {
 	}
 	w.write("ocspd.toml", []byte(text))
 	w.open()
-	t.Cleanup(func() { w.k.close() })
+	t.Cleanup(func() {
+		if w.k != nil {
+			w.k.close()
+		}
+	})
 	return w
 }
 
@@ -85,10 +90,18 @@ func (w *kept) open() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if w.k, err = openKeeper(context.Background(), cfg, slog.New(slog.DiscardHandler)); err != nil {
+	k, err := openKeeper(context.Background(), cfg, w.log())
+	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.c = &client{http: &http.Client{Transport: handlerTransport{withActor(w.k.controlHandler(), "tester")}}, close: func() {}}
+	w.use(k)
+}
+
+func (w *kept) log() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func (w *kept) use(k *keeper) {
+	w.k = k
+	w.c = &client{http: &http.Client{Transport: handlerTransport{withActor(k.controlHandler(), "tester")}}, close: func() {}}
 }
 
 func (w *kept) reopen() {
@@ -475,5 +488,87 @@ func TestUnwanted(t *testing.T) {
 		if got := i.unwanted([]db.Lineage{l}, &l, now) != ""; got != want {
 			t.Errorf("%s: %v, want %v", key, got, want)
 		}
+	}
+}
+
+// A generation whose files rot is found by `db check` and by the schedule, and written anew from the database; a damaged head at the start already.
+func TestMend(t *testing.T) {
+	w := newKept(t, "", `crl = "DIR/NAME.crl"`)
+	w.crl("one.crl", "one", crlSpec{number: 1, revoked: map[int64]pki.Reason{10: keyCompromise, 11: keyCompromise}})
+	w.fetch()
+	i, err := w.k.issuer("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	rot := func(pattern string) {
+		t.Helper()
+		files, err := filepath.Glob(filepath.Join(w.dir, "state/gen", pattern))
+		if err != nil || len(files) == 0 {
+			t.Fatal(files, err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[len(b)-3] ^= 4
+			if err := os.WriteFile(f, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	checked := func() (out dbResult) {
+		t.Helper()
+		if err := w.c.call(ctx, "GET", "/db/check", nil, nil, &out); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if out := checked(); len(out.Problems) > 0 {
+		t.Error(out)
+	}
+	rot("one.*.base")
+	if out := checked(); len(out.Problems) != 1 || !strings.Contains(out.Problems[0], ".base") {
+		t.Error(out)
+	}
+	w.k.mend(ctx, i)
+	if out := checked(); len(out.Problems) > 0 {
+		t.Error(out)
+	}
+	w.want("revoked revoked good", 10, 11, 12)
+	rot("one.*.gen")
+	w.reopen()
+	w.want("revoked revoked good", 10, 11, 12)
+	if err := os.WriteFile(filepath.Join(w.dir, "state/gen/one.current"), []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.reopen()
+	w.want("revoked revoked good", 10, 11, 12)
+}
+
+// The reserve goes when the disk is full, once, and comes back when there is room.
+func TestReserve(t *testing.T) {
+	w := newKept(t, "", `crl = "DIR/NAME.crl"`)
+	file := w.k.ballastFile()
+	if info, err := os.Stat(file); err != nil || info.Size() != ballastSize {
+		t.Fatal(info, err)
+	}
+	full := fmt.Errorf("write: %w", syscall.ENOSPC)
+	if !isFull(full) || isFull(os.ErrNotExist) {
+		t.Error("what full is")
+	}
+	if !w.k.giveReserve(full) || w.k.giveReserve(full) {
+		t.Error("the reserve is given once")
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the file is still there")
+	}
+	w.k.ballast.tried = time.Time{}
+	if !w.k.keepReserve() || len(w.k.alarms.list()) > 0 {
+		t.Error(w.k.alarms.list())
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
 	}
 }

@@ -159,7 +159,7 @@ func (w *world) revokeAllTheTime(ctx context.Context, ca string) (worst time.Dur
 			return worst, err
 		}
 		worst = max(worst, time.Since(began))
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 	}
 	return worst, nil
 }
