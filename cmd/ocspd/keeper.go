@@ -363,6 +363,9 @@ func runKeeper(ctx context.Context, r *role) error {
 	}
 	defer k.close()
 	k.role = r
+	if k.cfg.AuditKey != "" {
+		k.log.Warn("audit.key is not used by this version: the head of the log is signed by a key in state/keeper")
+	}
 	if err := lowerPriority(); err != nil {
 		k.log.Warn("an import may slow down answers", "error", err)
 	}
