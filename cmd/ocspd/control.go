@@ -31,31 +31,45 @@ type controlError struct {
 type client struct {
 	http  *http.Client
 	close func()
-	// offline is set where this process does the work itself.
-	offline bool
 }
 
-// control reaches keeper, or becomes it for one call.
-func (a *app) control(ctx context.Context, cfg *config) (*client, error) {
-	c, err := dialUnix(cfg.keeperSocket())(ctx)
-	if err == nil {
-		c.Close()
+// errNoKeeper: nobody listens on keeper's socket.
+var errNoKeeper = errors.New("keeper does not run")
+
+// reachKeeper is a client of the keeper that runs.
+func reachKeeper(ctx context.Context, cfg *config) (*client, error) {
+	conn, err := dialUnix(cfg.keeperSocket())(ctx)
+	switch {
+	case err == nil:
+		conn.Close()
 		return keeperClient(cfg), nil
-	}
-	if errors.Is(err, os.ErrPermission) {
+	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("keeper's socket %s: %w; run this as root or as a member of %s", cfg.keeperSocket(), err, groupAdmin)
 	}
-	if err := becomeOwner(cfg.State); err != nil {
-		return nil, err
-	}
+	return nil, fmt.Errorf("%w (%v)", errNoKeeper, err)
+}
+
+// control reaches keeper, or becomes it for one call. A keeper that is just starting has the state before it listens: then the verb waits for its socket.
+func (a *app) control(ctx context.Context, cfg *config) (*client, error) {
 	// What keeper would log, the verb says itself, in one line.
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	k, err := openKeeper(ctx, cfg, log)
-	if err != nil {
-		return nil, err
+	for begun := time.Now(); ; {
+		c, err := reachKeeper(ctx, cfg)
+		if !errors.Is(err, errNoKeeper) {
+			return c, err
+		}
+		if err := becomeOwner(cfg.State); err != nil {
+			return nil, err
+		}
+		k, err := openKeeper(ctx, cfg, log, 100*time.Millisecond)
+		if errors.Is(err, errStateLocked) && time.Since(begun) < lockPatience {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &client{http: &http.Client{Transport: handlerTransport{withActor(k.controlHandler(), ownName())}}, close: k.close}, nil
 	}
-	handler := withActor(k.controlHandler(), ownName())
-	return &client{http: &http.Client{Transport: handlerTransport{handler}}, close: k.close, offline: true}, nil
 }
 
 // keeperClient speaks to a keeper that runs.

@@ -187,7 +187,7 @@ func (w *kept) judgeFlip(where string, truth map[int64]bool, next []byte) (right
 	}
 	asSigner("the file")
 	w.k = nil
-	k, err := openKeeper(context.Background(), cfg, w.log())
+	k, err := openKeeper(context.Background(), cfg, w.log(), lockPatience)
 	if err != nil {
 		refused++
 		return

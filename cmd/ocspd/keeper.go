@@ -80,9 +80,12 @@ type source struct {
 // lockPatience is how long keeper and verbs wait for each other's hold on the state.
 const lockPatience = 8 * time.Second
 
-// openKeeper takes the state and brings database, audit log and generation files into step. It serves `ocspd keeper`, and verbs
+// errStateLocked: another process has the state.
+var errStateLocked = errors.New("the state is in use")
+
+// openKeeper takes the state, for which it waits as long as patience, and brings database, audit log and generation files into step. It serves `ocspd keeper`, and verbs
 // while no keeper runs.
-func openKeeper(ctx context.Context, cfg *config, log *slog.Logger) (*keeper, error) {
+func openKeeper(ctx context.Context, cfg *config, log *slog.Logger, patience time.Duration) (*keeper, error) {
 	for _, dir := range []string{cfg.State, cfg.keeperDir(), cfg.generations()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("state: %w", err)
@@ -90,7 +93,7 @@ func openKeeper(ctx context.Context, cfg *config, log *slog.Logger) (*keeper, er
 	}
 	k := &keeper{role: &role{name: "keeper", cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second)}}
 	var err error
-	if k.unlock, err = lockState(ctx, cfg.keeperDir()); err != nil {
+	if k.unlock, err = lockState(ctx, cfg.keeperDir(), patience); err != nil {
 		return nil, err
 	}
 	if err := k.open(ctx); err != nil {
@@ -130,8 +133,8 @@ func (k *keeper) open(ctx context.Context) (err error) {
 	return k.closeAborted(ctx)
 }
 
-func lockState(ctx context.Context, dir string) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+func lockState(ctx context.Context, dir string, patience time.Duration) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		if unlock, err = db.Lock(dir); err == nil {
@@ -139,8 +142,8 @@ func lockState(ctx context.Context, dir string) (unlock func(), err error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, err
-		case <-time.After(100 * time.Millisecond):
+			return nil, fmt.Errorf("%w: %w", errStateLocked, err)
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
@@ -357,7 +360,7 @@ func (k *keeper) record(ctx context.Context, r audit.Record) error {
 }
 
 func runKeeper(ctx context.Context, r *role) error {
-	k, err := openKeeper(ctx, r.cfg, r.log)
+	k, err := openKeeper(ctx, r.cfg, r.log, lockPatience)
 	if err != nil {
 		return err
 	}

@@ -121,14 +121,14 @@ func newDBCmd(a *app) *cobra.Command {
 
 // restoreDatabase puts a backup in place and makes generations of it with numbers above all that were ever in force, since signer refuses to go back.
 func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
-	if c, err := dialUnix(cfg.keeperSocket())(ctx); err == nil {
-		c.Close()
+	if c, err := reachKeeper(ctx, cfg); err == nil {
+		c.close()
 		return errors.New("restore: keeper runs; stop ocspd first")
 	}
 	if err := becomeOwner(cfg.State); err != nil {
 		return err
 	}
-	unlock, err := lockState(ctx, cfg.keeperDir())
+	unlock, err := lockState(ctx, cfg.keeperDir(), lockPatience)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Lo
 	if err != nil {
 		return err
 	}
-	k, err := openKeeper(ctx, cfg, log)
+	k, err := openKeeper(ctx, cfg, log, lockPatience)
 	if err != nil {
 		return err
 	}

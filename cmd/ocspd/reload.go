@@ -35,12 +35,13 @@ func newReloadCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if conn, err := dialUnix(cfg.keeperSocket())(c.Context()); err != nil {
-				return fmt.Errorf("reload: keeper does not run (%w); a configuration is read at every start, so start ocspd", err)
-			} else {
-				conn.Close()
+			client, err := reachKeeper(c.Context(), cfg)
+			if errors.Is(err, errNoKeeper) {
+				return fmt.Errorf("reload: %w; a configuration is read at every start, so start ocspd", err)
 			}
-			client := keeperClient(cfg)
+			if err != nil {
+				return fmt.Errorf("reload: %w", err)
+			}
 			defer client.close()
 			var out reloadResult
 			if err := client.call(c.Context(), http.MethodPost, "/reload", nil, nil, &out); err != nil {

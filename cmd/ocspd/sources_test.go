@@ -90,7 +90,7 @@ func (w *kept) open() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	k, err := openKeeper(context.Background(), cfg, w.log())
+	k, err := openKeeper(context.Background(), cfg, w.log(), lockPatience)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -214,16 +214,13 @@ func newStatusCmd(a *app) *cobra.Command {
 
 // askStatus asks the running keeper, and says so where none runs: nobody else knows.
 func askStatus(ctx context.Context, cfg *config) (*statusResult, error) {
-	dial := dialUnix(cfg.keeperSocket())
-	conn, err := dial(ctx)
-	if errors.Is(err, os.ErrPermission) {
-		return nil, fmt.Errorf("status: keeper's socket %s: %w; run this as root or as a member of %s", cfg.keeperSocket(), err, groupAdmin)
-	}
-	if err != nil {
+	c, err := reachKeeper(ctx, cfg)
+	if errors.Is(err, errNoKeeper) {
 		return keeperlessStatus(ctx, cfg), nil
 	}
-	conn.Close()
-	c := keeperClient(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("status: %w", err)
+	}
 	defer c.close()
 	s := &statusResult{}
 	return s, c.call(ctx, http.MethodGet, "/status", nil, nil, s)
