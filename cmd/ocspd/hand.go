@@ -104,8 +104,11 @@ func (k *keeper) byHand(ctx context.Context, i *keptIssuer, serial pki.Serial, w
 	if delivery.Front != nil {
 		res.Warnings = append(res.Warnings, fmt.Sprintf("the change is durable, but front %v: an earlier answer may still be given until its nextUpdate; see that front and keeper run", delivery.Front))
 	}
-	if delivery.Signer != nil {
+	switch {
+	case errors.Is(delivery.Signer, responder.ErrRefused):
 		res.Warnings = append(res.Warnings, fmt.Sprintf("the change is durable, but signer %v: new answers are tryLater until it has the change", delivery.Signer))
+	case delivery.Signer != nil:
+		res.Warnings = append(res.Warnings, fmt.Sprintf("the change is durable, but signer %v: until it is, it answers by the generation before; see that signer and keeper run", delivery.Signer))
 	}
 	return res, nil
 }
