@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -190,6 +191,9 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 		}
 		i.number.Store(d.Number)
 		if d.Gen.Name == "" {
+			if err := k.raise(ctx, i); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		if at, err := generation.Pointed(k.cfg.generations(), c.Name); err != nil || at != d.Gen {
@@ -203,6 +207,29 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 		k.log.Warn("generation files cannot be tidied up", "issuer", c.Name, "error", err) // damaged: settle writes them anew
 	}
 	return i, k.settle(ctx, i)
+}
+
+// raise is for a database that was restored from a backup: its generations have numbers above all whose files are there, since signer refuses to
+// go back. That no file has the number now makes settle write one.
+func (k *keeper) raise(ctx context.Context, i *keptIssuer) error {
+	above := highestGeneration(k.cfg.generations(), i.config.Name) + 1
+	if above <= i.inForce() {
+		return nil
+	}
+	i.number.Store(above)
+	return k.store.Raise(ctx, i.issuer.ID, above)
+}
+
+// highestGeneration is the greatest number of an issuer's generation files.
+func highestGeneration(dir, name string) (highest uint64) {
+	files, _ := filepath.Glob(filepath.Join(dir, name+".*.gen"))
+	for _, f := range files {
+		middle := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), name+"."), ".gen")
+		if n, err := strconv.ParseUint(middle, 10, 64); err == nil {
+			highest = max(highest, n)
+		}
+	}
+	return highest
 }
 
 func newKeptIssuer(c *issuerConfig) (*keptIssuer, error) {

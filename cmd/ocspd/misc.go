@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"strconv"
-	"strings"
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/spf13/cobra"
@@ -71,6 +69,7 @@ type dbResult struct {
 	Problems []string `json:"problems,omitempty"`
 }
 
+// newDBCmd also leads to backup and restore, which are verbs of their own: whoever looks for them by their subject finds them.
 func newDBCmd(a *app) *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Read the whole database and the generation files and say what is wrong", Args: args(cobra.NoArgs),
@@ -82,10 +81,14 @@ func newDBCmd(a *app) *cobra.Command {
 			if err := a.printDB(&out); err != nil || len(out.Problems) == 0 {
 				return err
 			}
-			return fmt.Errorf("db check: %d problems; 'ocspd db restore' puts a backup in place", len(out.Problems))
+			return fmt.Errorf("db check: %d problems; 'ocspd restore' puts a backup in place", len(out.Problems))
 		},
 	}
-	backup := &cobra.Command{
+	return group("db", "The database of revocation data", a.withOutput(check), newBackupCmd(a), newRestoreCmd(a))
+}
+
+func newBackupCmd(a *app) *cobra.Command {
+	return a.withOutput(&cobra.Command{
 		Use: "backup FILE", Short: "Write a checked copy of the database while work goes on", Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
 			file, err := filepath.Abs(files[0])
@@ -98,8 +101,11 @@ func newDBCmd(a *app) *cobra.Command {
 			}
 			return a.printDB(&out)
 		},
-	}
-	restore := &cobra.Command{
+	})
+}
+
+func newRestoreCmd(a *app) *cobra.Command {
+	return a.withOutput(&cobra.Command{
 		Use: "restore FILE", Short: "Put a backup in place of the database; keeper must not run", Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, files []string) error {
 			cfg, err := a.load()
@@ -111,15 +117,14 @@ func newDBCmd(a *app) *cobra.Command {
 				err = restoreDatabase(c.Context(), cfg, file, newLogger(a.stderr, "restore"))
 			}
 			if err != nil {
-				return fmt.Errorf("db %w", err)
+				return err
 			}
 			return a.printDB(&dbResult{V: 1, Text: "restored from " + file + "; what came into force after that backup has to be brought in again: 'ocspd crl fetch' reads the sources, revocations by hand are yours to repeat"})
 		},
-	}
-	return group("db", "The database of revocation data", a.withOutput(check), a.withOutput(backup), a.withOutput(restore))
+	})
 }
 
-// restoreDatabase puts a backup in place and makes generations of it with numbers above all that were ever in force, since signer refuses to go back.
+// restoreDatabase puts a backup in place and makes generations of it.
 func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
 	if c, err := reachKeeper(ctx, cfg); err == nil {
 		c.close()
@@ -132,7 +137,7 @@ func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Lo
 	if err != nil {
 		return err
 	}
-	err = restoreLocked(ctx, cfg, file, log)
+	err = db.Restore(ctx, file, cfg.database())
 	unlock()
 	if err != nil {
 		return err
@@ -143,39 +148,6 @@ func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Lo
 	}
 	defer k.close()
 	return k.record(ctx, audit.Record{Event: "db.restore", Actor: ownName(), Outcome: outcomeOK, Details: []audit.Detail{{Name: "file", Value: file}}})
-}
-
-func restoreLocked(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
-	if err := db.Restore(ctx, file, cfg.database()); err != nil {
-		return err
-	}
-	store, err := db.Open(ctx, cfg.database(), log)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	issuers, err := store.Issuers(ctx)
-	if err != nil {
-		return err
-	}
-	for _, i := range issuers {
-		if err := store.Raise(ctx, i.ID, highestGeneration(cfg.generations(), i.Name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// highestGeneration is the greatest number of an issuer's generation files.
-func highestGeneration(dir, name string) (highest uint64) {
-	files, _ := filepath.Glob(filepath.Join(dir, name+".*.gen"))
-	for _, f := range files {
-		middle := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), name+"."), ".gen")
-		if n, err := strconv.ParseUint(middle, 10, 64); err == nil {
-			highest = max(highest, n)
-		}
-	}
-	return highest
 }
 
 func (a *app) printDB(r *dbResult) error {
@@ -212,7 +184,7 @@ func (k *keeper) handleCheck(r *http.Request) (any, error) {
 func (k *keeper) handleBackup(r *http.Request) (any, error) {
 	file := r.URL.Query().Get("file")
 	if err := k.store.Backup(r.Context(), file); err != nil {
-		return nil, fmt.Errorf("db backup %s: %w", file, err)
+		return nil, fmt.Errorf("backup %s: %w", file, err)
 	}
 	return dbResult{V: 1, Text: "written and checked: " + file}, nil
 }
