@@ -33,7 +33,8 @@ func newReloadCmd(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {
-				return err
+				a.talk("%v", err)
+				return errors.New("reload: the configuration is refused; what runs keeps the one that it has")
 			}
 			client, err := reachKeeper(c.Context(), cfg)
 			if errors.Is(err, errNoKeeper) {
@@ -71,7 +72,7 @@ func rereadConfig(old *config) (*config, error) {
 	return cfg, nil
 }
 
-// needsRestart names what a reload leaves as it was.
+// needsRestart names what a reload leaves as it was at the start.
 func needsRestart(old, now *config) (l []string) {
 	for name, changed := range map[string]bool{
 		"listen": !reflect.DeepEqual(old.Listen, now.Listen), "limits": old.Limits != now.Limits,
@@ -137,7 +138,7 @@ func (k *keeper) buildState() (*reloadResult, *keeperState, error) {
 		}
 		state.issuers = append(state.issuers, i)
 	}
-	return &reloadResult{V: 1, Warnings: needsRestart(old.cfg, cfg)}, state, nil
+	return &reloadResult{V: 1, Warnings: needsRestart(k.cfg, cfg)}, state, nil
 }
 
 // tellReload waits for signer and front. One that is not there reads the configuration when it starts.
