@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 	"github.com/spf13/cobra"
@@ -113,41 +118,94 @@ func newRestoreCmd(a *app) *cobra.Command {
 				return err
 			}
 			file, err := filepath.Abs(files[0])
-			if err == nil {
-				err = restoreDatabase(c.Context(), cfg, file, newLogger(a.stderr, "restore"))
-			}
 			if err != nil {
 				return err
 			}
-			return a.printDB(&dbResult{V: 1, Text: "restored from " + file + "; what came into force after that backup has to be brought in again: 'ocspd crl fetch' reads the sources, revocations by hand are yours to repeat"})
+			lost, err := restoreDatabase(c.Context(), cfg, file, newLogger(a.stderr, "restore"))
+			if err != nil {
+				return err
+			}
+			return a.printDB(&dbResult{V: 1, Text: "restored from " + file + "; what came into force after that backup has to be brought in again: 'ocspd crl fetch' reads the sources, revocations by hand are yours to repeat",
+				Problems: lost})
 		},
 	})
 }
 
-// restoreDatabase puts a backup in place and makes generations of it.
-func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Logger) error {
+// restoreDatabase puts a backup in place and makes generations of it. It names the revocations by hand that were in force and are not in the backup, as
+// far as the database that stood there can be read.
+func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Logger) (lost []string, err error) {
 	if c, err := reachKeeper(ctx, cfg); err == nil {
 		c.close()
-		return errors.New("restore: keeper runs; stop ocspd first")
+		return nil, errors.New("restore: keeper runs; stop ocspd first")
 	}
+	actor := ownName()
 	if err := becomeOwner(cfg.State); err != nil {
-		return err
+		return nil, err
 	}
 	unlock, err := lockState(ctx, cfg.keeperDir(), lockPatience)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	before, unread := handMadeIn(ctx, cfg.database(), log)
 	err = db.Restore(ctx, file, cfg.database())
 	unlock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	k, err := openKeeper(ctx, cfg, log, lockPatience)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer k.close()
-	return k.record(ctx, audit.Record{Event: "db.restore", Actor: ownName(), Outcome: outcomeOK, Details: []audit.Detail{{Name: "file", Value: file}}})
+	after, err := handMade(ctx, k.store)
+	if err != nil {
+		return nil, err
+	}
+	if unread != nil {
+		lost = append(lost, fmt.Sprintf("which revocations by hand the backup lacks cannot be told: %v; 'ocspd audit show' lists them", unread))
+	}
+	for _, command := range slices.Sorted(maps.Keys(before)) {
+		if !after[command] {
+			lost = append(lost, "no longer in force; repeat it if it still holds: "+command)
+		}
+	}
+	return lost, k.record(ctx, audit.Record{Event: "db.restore", Actor: actor, Outcome: outcomeOK, Details: []audit.Detail{
+		{Name: "file", Value: file}, {Name: "revocations by hand that it lacks", Value: fmt.Sprint(len(lost))}}})
+}
+
+func handMadeIn(ctx context.Context, path string, log *slog.Logger) (map[string]bool, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	store, err := db.Open(ctx, path, log)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	return handMade(ctx, store)
+}
+
+// handMade are the revocations by hand of all issuers, each as the command that makes it.
+func handMade(ctx context.Context, store *db.Store) (map[string]bool, error) {
+	issuers, err := store.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	made := map[string]bool{}
+	for _, i := range issuers {
+		entries, err := store.Hand(ctx, i.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			command := fmt.Sprintf("ocspd revoke %s 0x%s --reason %s --date %s", i.Name, e.Serial, e.Reason, e.RevokedAt.UTC().Format(time.RFC3339))
+			if !e.Invalidity.IsZero() {
+				command += " --invalidity " + e.Invalidity.UTC().Format(time.RFC3339)
+			}
+			made[command] = true
+		}
+	}
+	return made, nil
 }
 
 func (a *app) printDB(r *dbResult) error {
