@@ -104,10 +104,11 @@ type Attributes []Attribute
 func (k *Key) Attributes() (Attributes, error) {
 	return with(context.Background(), k.t, use{operation: "attributes of " + k.Label}, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) (Attributes, error) {
 		var list Attributes
+		o := objects{c, s}
 		for i := range inventory {
 			spec := &inventory[i]
 			a := Attribute{Name: spec.name, Expected: spec.expected, Rule: spec.rule, spec: spec}
-			v, err := objects{c, s}.get(k.handle, spec.attribute)
+			v, err := o.get(k.handle, spec.attribute)
 			switch {
 			case err == nil:
 				a.Found = spec.text(v)
@@ -115,8 +116,9 @@ func (k *Key) Attributes() (Attributes, error) {
 				a.Found = NotSupported
 			case errors.Is(err, errWithheld):
 				a.Found = Withheld
-			case isCode(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED):
-				a.Found = "unreadable: " + err.Error() // SoftHSM, of a date in a private object
+			case isCode(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED), // SoftHSM, of a date in a private object
+				isCode(err, pkcs11.CKR_DEVICE_ERROR) && spec.level == recorded && o.readable(k.handle): // p11-kit's client, of a list
+				a.Found = "unreadable: " + err.Error()
 			default:
 				return nil, err
 			}
@@ -242,4 +244,31 @@ func (x Attribute) dateHolds(now time.Time) (string, bool) {
 		return "not after " + today, err == nil && x.Found <= today
 	}
 	return "not before " + today, err == nil && x.Found >= today
+}
+
+// Changes names what is not as it was: an attribute that drifts says that somebody, or the token itself, has changed how the key is kept (OCSP-KEY-20).
+func (a Attributes) Changes(before Attributes) []string {
+	was := map[string]string{}
+	for _, x := range before {
+		was[x.Name] = x.Found
+	}
+	var list []string
+	for _, x := range a {
+		if was[x.Name] != x.Found {
+			list = append(list, fmt.Sprintf("%s was %s and is %s", x.Name, was[x.Name], x.Found))
+		}
+	}
+	return list
+}
+
+// End is the end of the last day on which the key may sign, by its CKA_END_DATE; the zero time where it has none.
+func (a Attributes) End() time.Time {
+	for _, x := range a {
+		if x.spec.attribute == pkcs11.CKA_END_DATE {
+			if t, err := time.Parse(time.DateOnly, x.Found); err == nil {
+				return t.AddDate(0, 0, 1).Add(-time.Second)
+			}
+		}
+	}
+	return time.Time{}
 }

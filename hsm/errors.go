@@ -19,6 +19,9 @@ var (
 	errStuck = errors.New("the module did not answer in time")
 )
 
+// ckrTokenResourceExceeded is of PKCS#11 3.0; miekg/pkcs11 does not have it.
+const ckrTokenResourceExceeded = 0x201
+
 // fault says what an error of the module means for what comes next.
 type fault int
 
@@ -26,10 +29,12 @@ const (
 	faultCall    fault = iota // this call was wrong; the next may be right
 	faultSession              // the session is broken; a new one may do
 	faultToken                // the token is gone: ErrTokenLost
+	faultPIN                  // the token will have no more of this PIN: ErrPIN
 )
 
 // faultOf classifies an error. A key handle that stopped being valid and a login that is gone mean that the token was
-// reset under us: handles would have to be found again and the PIN given again, which is what a restart does, once.
+// reset under us: handles would have to be found again and the PIN given again, which is what a restart does, once. Vendors
+// have codes of their own for a connection that broke, which a new session may mend, and if not, a new process.
 func faultOf(err error) fault {
 	if errors.Is(err, errStuck) {
 		return faultSession
@@ -41,13 +46,17 @@ func faultOf(err error) fault {
 	switch code {
 	case pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED,
 		pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_SLOT_ID_INVALID,
-		pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID,
-		pkcs11.CKR_PIN_EXPIRED:
+		pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID:
 		return faultToken
+	case pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE:
+		return faultPIN
 	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_SESSION_COUNT,
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED, pkcs11.CKR_GENERAL_ERROR,
 		pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_FUNCTION_CANCELED, pkcs11.CKR_CANCEL, pkcs11.CKR_HOST_MEMORY,
-		pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_CANT_LOCK, pkcs11.CKR_MUTEX_BAD:
+		pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_CANT_LOCK, pkcs11.CKR_MUTEX_BAD, ckrTokenResourceExceeded:
+		return faultSession
+	}
+	if code >= pkcs11.CKR_VENDOR_DEFINED {
 		return faultSession
 	}
 	return faultCall

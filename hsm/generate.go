@@ -61,8 +61,8 @@ func Algorithms() []string {
 	return s
 }
 
-// generateDeadline is for making a key: a small token needs minutes for RSA-4096.
-const generateDeadline = 5 * time.Minute
+// generateDeadline is for making a key: a small token needs minutes for RSA-4096. Tests shorten it.
+var generateDeadline = 5 * time.Minute
 
 // Generate makes a key pair in the token that can sign and do nothing else, and proves it by a signature. With no id
 // one is made at random. A label or id that a key has already is refused: two keys of one name could not be told apart.
@@ -88,7 +88,11 @@ func (t *Token) Generate(label string, id []byte, a Algorithm) (*Key, error) {
 			if err != nil {
 				return nil, err
 			}
-			return t.readKey(objects{c, session}, h)
+			k, err := t.readKey(objects{c, session}, h)
+			if err != nil {
+				return nil, fmt.Errorf("the key was made, and cannot be read back: %w; look with 'ocspd key list'", err)
+			}
+			return k, nil
 		})
 	if err != nil {
 		return nil, err
@@ -98,7 +102,11 @@ func (t *Token) Generate(label string, id []byte, a Algorithm) (*Key, error) {
 		err = k.Prove(context.Background(), k.public)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("the new key %s is of no use: %w", k, err), t.Destroy(k))
+		err = fmt.Errorf("the new key %s is of no use: %w", k, err)
+		if e := t.Destroy(k); e != nil {
+			return nil, fmt.Errorf("%w; and it is still there: %w; try 'ocspd key destroy %s'", err, e, label)
+		}
+		return nil, err
 	}
 	return k, nil
 }
@@ -126,8 +134,8 @@ func (t *Token) free(label string, id []byte) error {
 	return nil
 }
 
-// dispensable attributes may be left out when the token does not know them, in this order. What a key may be used for
-// and how it is kept is not dispensable.
+// dispensable attributes may be left out when the token does not know them, in this order. What the private key may be used
+// for and how it is kept is not dispensable.
 var dispensable = []struct {
 	attribute uint
 	name      string
@@ -138,7 +146,13 @@ var dispensable = []struct {
 	{pkcs11.CKA_VERIFY_RECOVER, "CKA_VERIFY_RECOVER"},
 	{pkcs11.CKA_MODIFIABLE, "CKA_MODIFIABLE"},
 	{pkcs11.CKA_DERIVE, "CKA_DERIVE"},
+	{pkcs11.CKA_VERIFY, "CKA_VERIFY"}, // of the public half, which everyone has
+	{pkcs11.CKA_ENCRYPT, "CKA_ENCRYPT"},
 }
+
+// vague is what is left out for a module that only says that something went wrong: NSS has no column for the first two,
+// tpm2-pkcs11 1.9 takes the others of the public half for those of the private key.
+var vague = [][]uint{{pkcs11.CKA_ALLOWED_MECHANISMS, pkcs11.CKA_COPYABLE}, {pkcs11.CKA_VERIFY, pkcs11.CKA_ENCRYPT}}
 
 func (t *Token) generatePair(c *pkcs11.Ctx, session pkcs11.SessionHandle, label string, id []byte, a algorithm) (pkcs11.ObjectHandle, error) {
 	public, private := templates(label, id, a)
@@ -151,6 +165,9 @@ func (t *Token) generatePair(c *pkcs11.Ctx, session pkcs11.SessionHandle, label 
 		return h, nil
 	}
 	h, err := attempt()
+	if isCode(err, pkcs11.CKR_MECHANISM_INVALID) {
+		return 0, fmt.Errorf("%w: the token, or what lies between it and us, cannot make keys of this type; use another, such as p256", err)
+	}
 	for i := 0; i < len(a.alternates) && isCode(err, pkcs11.CKR_CURVE_NOT_SUPPORTED, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID,
 		pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_DOMAIN_PARAMS_INVALID, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED); i++ {
 		for _, p := range public {
@@ -160,19 +177,30 @@ func (t *Token) generatePair(c *pkcs11.Ctx, session pkcs11.SessionHandle, label 
 		}
 		h, err = attempt()
 	}
-	// The token does not say which attribute it does not know: try without each of them, then without more and more.
+	// The token does not say which attribute it does not know.
 	var tries [][]uint
-	var more []uint
-	for _, d := range dispensable {
-		tries = append(tries, []uint{d.attribute})
-	}
-	for _, d := range dispensable {
-		more = append(more, d.attribute)
-		tries = append(tries, slices.Clone(more))
+	again := []pkcs11.Error{pkcs11.CKR_ATTRIBUTE_TYPE_INVALID}
+	switch {
+	case isCode(err, again...): // try without each of them, then without more and more
+		var more []uint
+		for _, d := range dispensable {
+			tries = append(tries, []uint{d.attribute})
+		}
+		for _, d := range dispensable {
+			more = append(more, d.attribute)
+			tries = append(tries, slices.Clone(more))
+		}
+	case isCode(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED):
+		tries, again = vague, []pkcs11.Error{pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED}
 	}
 	for _, without := range tries {
-		if !isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
+		if !isCode(err, again...) {
 			break
+		}
+		if left, e := (objects{c, session}).find([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, id)}, 1); e != nil {
+			return 0, errors.Join(err, e)
+		} else if len(left) > 0 {
+			return 0, fmt.Errorf("%w; but a key of its id is there now; look with 'ocspd key list'", err) // not a second one
 		}
 		if h, err = attempt(without...); err != nil {
 			continue

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto"
@@ -14,11 +15,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -362,6 +365,7 @@ func percent(b []byte) string {
 	return s.String()
 }
 
+// OCSP-KEY-19: the token is looked at again afterwards.
 func TestDestroy(t *testing.T) {
 	token := openToken(t)
 	generate(t, token, "stays", "p256")
@@ -495,6 +499,108 @@ func TestKEY18PINWiped(t *testing.T) {
 	if calls != 1 || !bytes.Equal(pin, make([]byte, len(testPIN))) {
 		t.Errorf("asked for %d times, left as %q", calls, pin)
 	}
+}
+
+// OCSP-KEY-18: after the login the PIN is nowhere in the memory of the process, the module's included. To show that the search finds what is there,
+// the process keeps another text of the same kind.
+func TestKEY18PINNotInMemory(t *testing.T) {
+	const variable = "HSM_TEST_PIN_FILE"
+	if path := os.Getenv(variable); path != "" {
+		holdToken(t, path)
+		return
+	}
+	newTokens(t)
+	pin, kept := rand.Text(), rand.Text()
+	command(t, nil, "softhsm2-util", "--init-token", "--free", "--label", "ocsp", "--pin", pin, "--so-pin", "so-"+testPIN)
+	path := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(path, []byte(pin), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".kept", []byte(kept), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0], "-test.run=^TestKEY18PINNotInMemory$")
+	child.Env = append(os.Environ(), variable+"="+path)
+	child.Stderr = t.Output()
+	hold, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer hold.Close()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if n := searchMemory(t, child.Process.Pid, []byte(kept)); n == 0 {
+		t.Error("the search does not find what the process keeps")
+	}
+	if n := searchMemory(t, child.Process.Pid, []byte(pin)); n != 0 {
+		t.Errorf("the PIN is in memory %d times", n)
+	}
+}
+
+// holdToken is the other process: it logs in, signs, and stays until its standard input ends.
+func holdToken(t *testing.T, path string) {
+	kept, err := os.ReadFile(path + ".kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(t, softHSM)
+	cfg.PIN = func() ([]byte, error) {
+		b := make([]byte, 26) // of rand.Text
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		_, err = io.ReadFull(f, b)
+		return b, err
+	}
+	token := reopen(t, cfg)
+	generate(t, token, "key", "p256")
+	fmt.Println("ready")
+	io.Copy(io.Discard, os.Stdin)
+	runtime.KeepAlive(kept)
+}
+
+// searchMemory counts how often a text is in the readable memory of a process.
+func searchMemory(t *testing.T, pid int, text []byte) (n int) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	read := 0
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || mode[0] != 'r' {
+			continue
+		}
+		const piece = 1 << 20
+		b := make([]byte, piece+len(text)-1)
+		for ; from < to; from += piece {
+			k, _ := mem.ReadAt(b[:min(int64(len(b)), to-from)], from) // what is not there is not readable
+			read += k
+			n += bytes.Count(b[:k], text)
+		}
+	}
+	if read < 1<<20 {
+		t.Fatalf("only %d octets of memory could be read", read)
+	}
+	return n
 }
 
 func TestKEY06InvisibleBeforeLogin(t *testing.T) {
@@ -679,6 +785,13 @@ func TestKEY16Dates(t *testing.T) {
 			t.Errorf("%s %q: %q, want %q", spec.name, c.value, got, c.want)
 		}
 	}
+	end := slices.IndexFunc(inventory, func(s attributeSpec) bool { return s.attribute == pkcs11.CKA_END_DATE })
+	for value, want := range map[string]time.Time{"20261124": time.Date(2026, 11, 24, 23, 59, 59, 0, time.UTC), "": {}, "2026112x": {}} {
+		spec := &inventory[end]
+		if got := (Attributes{{Name: spec.name, Found: spec.text([]byte(value)), spec: spec}}).End(); !got.Equal(want) {
+			t.Errorf("%q ends %s", value, got)
+		}
+	}
 }
 
 func typesOf(list []*pkcs11.Attribute) []uint {
@@ -727,6 +840,157 @@ func TestKEY22WeakKey(t *testing.T) {
 	}
 	if keys, err := token.Keys(); err != nil || len(keys) != 2 {
 		t.Errorf("the inventory leaves out what it cannot use: %v, %v", keys, err)
+	}
+}
+
+// OCSP-KEY-22: moduli that anybody can factor, made here; and that good ones pass.
+func TestKEY22Moduli(t *testing.T) {
+	prime := func(bits int) *big.Int {
+		p, err := rand.Prime(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	// A prime k·M + (65537^a mod M), M the product of the first 126 primes: what the flawed library made.
+	product := big.NewInt(1)
+	for p, n := int64(2), 0; n < 126; p++ {
+		if big.NewInt(p).ProbablyPrime(0) {
+			product.Mul(product, big.NewInt(p))
+			n++
+		}
+	}
+	roca := func() *big.Int {
+		for {
+			k := new(big.Int).Lsh(big.NewInt(3), 51)
+			k.Add(k, new(big.Int).SetBytes([]byte(rand.Text())[:6]))
+			p := new(big.Int).Exp(big.NewInt(65537), prime(64), product)
+			if p.Add(p, k.Mul(k, product)); p.ProbablyPrime(20) {
+				return p
+			}
+		}
+	}
+	near := prime(1024)
+	next := new(big.Int).Add(near, big.NewInt(2))
+	for !next.ProbablyPrime(20) {
+		next.Add(next, big.NewInt(2))
+	}
+	for _, c := range []struct {
+		name string
+		p, q *big.Int
+		word string
+	}{
+		{"good", prime(1024), prime(1024), ""},
+		{"ROCA", roca(), roca(), "ROCA"},
+		{"one ROCA prime", roca(), prime(1024), ""}, // not what that attack factors
+		{"close primes", near, next, "close"},
+		{"the same prime twice", near, near, "close"},
+		{"small factor", big.NewInt(751), prime(2039), "factor 751"},
+		{"even", big.NewInt(2), prime(2047), "factor 2"},
+	} {
+		err := checkModulus(new(big.Int).Mul(c.p, c.q))
+		if (err == nil) != (c.word == "") || err != nil && !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	for _, c := range []struct {
+		e    int
+		word string
+	}{{3, "exponent 3"}, {65536, "exponent 65536"}, {65537, ""}} {
+		err := checkPublic(&rsa.PublicKey{N: new(big.Int).Mul(prime(1024), prime(1024)), E: c.e})
+		if (err == nil) != (c.word == "") || err != nil && !strings.Contains(err.Error(), c.word) {
+			t.Errorf("e = %d: %v", c.e, err)
+		}
+	}
+	odd := &rsa.PublicKey{N: new(big.Int).Mul(prime(1024), prime(1028)), E: 65537}
+	if err := checkPublic(odd); err == nil || !strings.Contains(err.Error(), "multiple of 8") {
+		t.Errorf("%d bits: %v", odd.N.BitLen(), err)
+	}
+}
+
+// OCSP-KEY-22: a point must be on its curve, and in the form that PKCS#11 gives.
+func TestKEY22Points(t *testing.T) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := k.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ecKey(oidP256, append([]byte{4, 65}, point...)); err != nil || !equal(got, &k.PublicKey) {
+		t.Errorf("%v, %v", got, err)
+	}
+	off := bytes.Clone(point)
+	off[64] ^= 1
+	for name, b := range map[string][]byte{"off the curve": off, "infinity": {0}, "empty": nil, "short": point[:64], "zero": append([]byte{4}, make([]byte, 64)...)} {
+		if got, err := ecKey(oidP256, b); err == nil {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if got, err := ecKey(oidP384, point); err == nil {
+		t.Errorf("of another curve: %v", got)
+	}
+}
+
+// OCSP-KEY-09: a key that wants the PIN for each signature is refused with a reason, and not tried.
+func TestKEY09AlwaysAuthenticate(t *testing.T) {
+	s := newShim(t)
+	token := reopen(t, config(t, s.module))
+	public, private := templates("asks", []byte("asks"), algorithms["p256"])
+	raw(t, token, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) (struct{}, error) {
+		_, _, err := c.GenerateKeyPair(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)}, public,
+			append(private, pkcs11.NewAttribute(pkcs11.CKA_ALWAYS_AUTHENTICATE, true)))
+		return struct{}{}, err
+	})
+	s.forget()
+	k, err := token.Find("pkcs11:object=asks")
+	wantError(t, err, "asks", "CKA_ALWAYS_AUTHENTICATE is true, expected false", "OCSP-KEY-09")
+	if err := k.Prove(context.Background(), k.Public()); err == nil || errors.Is(err, ErrTokenLost) {
+		t.Errorf("%v", err)
+	}
+	if n := s.calls("C_SignInit", "C_Login"); n != 0 {
+		t.Errorf("%d calls that use it", n)
+	}
+	list, err := k.Attributes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := list.Findings(time.Now()); len(f) != 1 || f[0].Name != "key-always-authenticate" || !f[0].Must {
+		t.Errorf("%v", f)
+	}
+}
+
+// OCSP-KEY-20: an attribute that drifts is told, with what it was and is.
+func TestKEY20Drift(t *testing.T) {
+	token := openToken(t)
+	set := pkcs11.NewAttribute
+	public, private := templates("key", []byte("key"), algorithms["p256"])
+	raw(t, token, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) (struct{}, error) {
+		_, _, err := c.GenerateKeyPair(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)}, public,
+			append(omit(private, []uint{pkcs11.CKA_MODIFIABLE, pkcs11.CKA_DERIVE}), set(pkcs11.CKA_MODIFIABLE, true), set(pkcs11.CKA_DERIVE, false)))
+		return struct{}{}, err
+	})
+	k, err := token.Find("pkcs11:object=key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func() Attributes {
+		a, err := k.Attributes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	before := read()
+	if c := read().Changes(before); len(c) != 0 {
+		t.Errorf("nothing has changed: %v", c)
+	}
+	raw(t, token, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) (struct{}, error) {
+		return struct{}{}, c.SetAttributeValue(s, k.handle, []*pkcs11.Attribute{set(pkcs11.CKA_DERIVE, true)})
+	})
+	if d := cmp.Diff([]string{"CKA_DERIVE was false and is true"}, read().Changes(before)); d != "" {
+		t.Error(d)
 	}
 }
 

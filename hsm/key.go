@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -200,6 +201,12 @@ func (o objects) optional(h pkcs11.ObjectHandle, attribute uint) ([]byte, error)
 	return v, err
 }
 
+// readable reports whether the token still tells of an object what every object has.
+func (o objects) readable(h pkcs11.ObjectHandle) bool {
+	_, err := o.get(h, pkcs11.CKA_CLASS)
+	return err == nil
+}
+
 // ulong reads a CK_ULONG.
 func ulong(b []byte) (uint, bool) {
 	if len(b) != 8 {
@@ -230,6 +237,11 @@ func (t *Token) readKey(o objects, h pkcs11.ObjectHandle) (*Key, error) {
 		k.usable = fmt.Errorf("token %s: key %s: %w", t.cfg.Name, k, err)
 	} else if err := checkPublic(k.public); err != nil {
 		k.usable = fmt.Errorf("token %s: key %s: %w (OCSP-KEY-22)", t.cfg.Name, k, err)
+	} else if always, err := o.optional(h, pkcs11.CKA_ALWAYS_AUTHENTICATE); err != nil {
+		return nil, err
+	} else if len(always) == 1 && always[0] != 0 { // signing would be answered by CKR_USER_NOT_LOGGED_IN, a new process would not help
+		k.usable = fmt.Errorf("token %s: key %s: CKA_ALWAYS_AUTHENTICATE is true, expected false: the token wants the PIN again for every signature; "+
+			"make a key without that ('ocspd key generate') (OCSP-KEY-09)", t.cfg.Name, k)
 	}
 	return k, nil
 }
@@ -406,7 +418,7 @@ func checkPublic(public crypto.PublicKey) error {
 		case p.E < 65537 || p.E%2 == 0:
 			return fmt.Errorf("RSA public exponent %d; use 65537", p.E)
 		}
-		return nil
+		return checkModulus(p.N)
 	case *ecdsa.PublicKey:
 		switch p.Curve {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
@@ -417,6 +429,60 @@ func checkPublic(public crypto.PublicKey) error {
 		return nil
 	}
 	return fmt.Errorf("a public key of type %T cannot be used here", public)
+}
+
+// checkModulus finds moduli that bad generators make and that anybody can factor: with a small factor; with two factors close to each other
+// (100 steps of Fermat's method, as Baseline Requirements 6.1.6 has it); and those of CVE-2017-15361 (ROCA), whose factors are powers of
+// 65537 modulo every small prime. By chance the last holds for less than one modulus of 10^20.
+func checkModulus(n *big.Int) error {
+	powers := true
+	for _, p := range smallPrimes {
+		r := new(big.Int).Mod(n, new(big.Int).SetUint64(p)).Uint64()
+		if r == 0 {
+			return fmt.Errorf("RSA modulus with the factor %d; the token's generator is broken", p)
+		}
+		if p <= 701 && powers { // up to there for every key of 2048 bits or more
+			x := 65537 % p
+			for x != 1 && x != r {
+				x = x * 65537 % p
+			}
+			powers = x == r
+		}
+	}
+	if powers {
+		return errors.New("RSA modulus of the form that CVE-2017-15361 (ROCA) factors; make another key, on a token with newer firmware")
+	}
+	one := big.NewInt(1)
+	a := new(big.Int).Sqrt(n)
+	square := new(big.Int).Mul(a, a) // of the difference, if there is one
+	square.Sub(square, n)
+	for range 100 {
+		if square.Sign() >= 0 && isSquare(square) {
+			return errors.New("RSA modulus of two primes close to each other; the token's generator is broken")
+		}
+		square.Add(square, new(big.Int).Lsh(a, 1)).Add(square, one)
+		a.Add(a, one)
+	}
+	return nil
+}
+
+// smallPrimes are those below 752.
+var smallPrimes = func() (l []uint64) {
+	for p := uint64(2); p < 752; p++ {
+		if !slices.ContainsFunc(l, func(q uint64) bool { return p%q == 0 }) {
+			l = append(l, p)
+		}
+	}
+	return l
+}()
+
+func isSquare(n *big.Int) bool {
+	const endings = 0x202021202030213 // bit i is set where a square can be i modulo 64
+	if n.Sign() > 0 && endings>>(n.Bits()[0]&63)&1 == 0 {
+		return false
+	}
+	root := new(big.Int).Sqrt(n)
+	return root.Mul(root, root).Cmp(n) == 0
 }
 
 func equal(a, b crypto.PublicKey) bool {
@@ -450,7 +516,9 @@ func (k *Key) SignContext(ctx context.Context, digest []byte, opts crypto.Signer
 }
 
 func (k *Key) sign(c *pkcs11.Ctx, s pkcs11.SessionHandle, mechanism []*pkcs11.Mechanism, input []byte) ([]byte, error) {
-	if err := c.SignInit(s, mechanism, k.handle); err != nil {
+	if err := c.SignInit(s, mechanism, k.handle); isCode(err, pkcs11.CKR_MECHANISM_INVALID) {
+		return nil, fmt.Errorf("C_SignInit: %w: with this key the token does not sign by %s; use a key of another type, such as p256", err, mechanismName(mechanism[0].Mechanism))
+	} else if err != nil {
 		return nil, fmt.Errorf("C_SignInit: %w", err)
 	}
 	raw, err := c.Sign(s, input)

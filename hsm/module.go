@@ -15,16 +15,29 @@ typedef struct {
 
 enum { indexLogin = 18 };
 
-static const char *load(const char *path, functions **list) {
-	void *handle = dlopen(path, RTLD_LAZY);
-	if (handle == NULL)
+// What miekg/pkcs11 1.1 keeps of a module that it has loaded.
+typedef struct {
+	void *handle;
+	functions *list;
+} context;
+
+// find opens the library, so that what is wrong with it can be told.
+static const char *find(const char *path, void **handle) {
+	*handle = dlopen(path, RTLD_LAZY);
+	if (*handle == NULL)
 		return dlerror();
-	unsigned long (*get)(functions **) = (unsigned long (*)(functions **))dlsym(handle, "C_GetFunctionList");
-	if (get == NULL)
+	if (dlsym(*handle, "C_GetFunctionList") == NULL)
 		return "it has no C_GetFunctionList, so it is no PKCS#11 module";
-	if (get(list) != 0 || *list == NULL)
-		return "its C_GetFunctionList failed";
 	return NULL;
+}
+
+// list_of takes the function list out of miekg/pkcs11's context. Opening a library twice gives the same handle, which shows
+// that the context is what we think it is.
+static const char *list_of(context *c, void *handle, functions **list) {
+	if (c->handle != handle)
+		return "miekg/pkcs11 has another inside than the version that this was written for";
+	*list = c->list;
+	return *list == NULL ? "its C_GetFunctionList failed" : NULL;
 }
 
 // login calls C_Login for CKU_USER and wipes the PIN, however that ended.
@@ -106,16 +119,22 @@ func acquireModule(path, initArgs string, deadline time.Duration) (*module, erro
 	return m, nil
 }
 
+// load asks for the function list once, and logs in and signs by the same one: p11-kit's client makes a connection of its own,
+// without a login, for each that it gives out.
 func load(path string) (*module, error) {
 	p := C.CString(path)
 	defer C.free(unsafe.Pointer(p))
-	var list *C.functions
-	if e := C.load(p, &list); e != nil {
+	var handle unsafe.Pointer
+	if e := C.find(p, &handle); e != nil {
 		return nil, errors.New(strings.TrimPrefix(C.GoString(e), path+": "))
 	}
 	ctx := pkcs11.New(path)
 	if ctx == nil {
 		return nil, errors.New("cannot be loaded a second time")
+	}
+	var list *C.functions
+	if e := C.list_of(*(**C.context)(unsafe.Pointer(ctx)), handle, &list); e != nil {
+		return nil, errors.New(C.GoString(e))
 	}
 	return &module{path: path, ctx: ctx, list: list, open: make(map[string]bool)}, nil
 }
@@ -133,7 +152,7 @@ func (m *module) initialize(initArgs string, deadline time.Duration) error {
 		m.hung = true
 		return fmt.Errorf("%w: PKCS#11 module %s: C_Initialize: %w", ErrTokenLost, m.path, err)
 	}
-	if err != nil {
+	if err != nil && !isCode(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) { // by us, when its C_Finalize failed
 		return fmt.Errorf("PKCS#11 module %s: C_Initialize: %w", m.path, err)
 	}
 	return nil

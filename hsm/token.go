@@ -5,14 +5,19 @@
 // call that does not return holds up its own caller no longer than Config.Deadline; signing finds no object and reads
 // no attribute. The attributes that it reports are the module's own word.
 //
-// How errors are met, by class:
+// A Token is open, then lost or closed, and never open again. How errors are met, by class (faultOf has the codes):
 //
-//	the call      bad mechanism, bad length: returned
+//	the call      bad mechanism, bad length: returned; the session is closed, and the next operation has a new one
 //	the session   closed and tried once more in a new one (signing and reading only); three such operations in a row
-//	              without a success between them count as a fault of the token
-//	the token     ErrTokenLost, for this and every later operation: start the process again
-//	the PIN       ErrPIN, with Config.Marker written: a person must look
-//	no answer     the session counts as stuck until the call returns; too many make ErrTokenLost
+//	              without a success between them count as a fault of the token. Vendors' own codes are of this class
+//	the token     removed, reset, logged out: ErrTokenLost, for this and every later operation; start the process again
+//	the PIN       ErrPIN, with Config.Marker written: a person must look. At the login everything is of this class that
+//	              does not say that the PIN was not looked at; later, the codes that speak of the PIN
+//	no answer     the session counts as stuck until the call returns; three at once, or all there are, make ErrTokenLost
+//	              (of starting, the first). A module with a stuck call is used by no later Token of the process
+//
+// Before the login, faults of session and token are ErrTokenLost; a C_Initialize that fails, and a token that is not there,
+// are neither: Open may be tried again in the same process. What ends a session (C_CloseSession, C_Finalize) may fail.
 package hsm
 
 import (
@@ -32,10 +37,9 @@ import (
 
 // DefaultDeadline is how long one operation of the module may take. Starting (loading the module, C_Initialize, C_Login)
 // may take startFactor times as long: a network HSM connects then.
-const (
-	DefaultDeadline = 5 * time.Second
-	startFactor     = 6
-)
+const DefaultDeadline = 5 * time.Second
+
+var startFactor time.Duration = 6 // tests shorten it
 
 const (
 	maxStuck  = 3 // so many sessions stuck at once, or all of them, and the token is lost
@@ -225,10 +229,22 @@ func (t *Token) id() string { return t.info.Serial + "\x00" + t.info.Label }
 
 // starting turns an error from before the token was in use into what the caller must know.
 func (t *Token) starting(operation string, err error) error {
-	if faultOf(err) == faultCall {
+	switch faultOf(err) {
+	case faultCall:
 		return fmt.Errorf("%s: %w", operation, err)
+	case faultPIN:
+		return t.refused(fmt.Errorf("%s: %w", operation, err))
 	}
 	return fmt.Errorf("%w: %s: %w", ErrTokenLost, operation, err)
+}
+
+// refused puts on record that the token will have no more of the PIN.
+func (t *Token) refused(err error) error {
+	err = fmt.Errorf("%w: %w; see that the PIN is right, then 'ocspd token retry %s'", ErrPIN, err, t.cfg.Name)
+	if e := writeMarker(t.cfg.Marker, err); e != nil {
+		err = fmt.Errorf("%w (and it could not be put on record, so the next start will try again: %w)", err, e)
+	}
+	return err
 }
 
 func selectToken(uri URI, list []TokenInfo) (TokenInfo, error) {
@@ -272,6 +288,8 @@ func (t *Token) logIn(login bool) (pkcs11.SessionHandle, error) {
 		case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 			return 0, fmt.Errorf("%w: %s says that one more wrong PIN locks it, so none is tried; log in once by hand "+
 				"(pkcs11-tool --login), which resets its count", ErrPIN, t.info)
+		case flags&pkcs11.CKF_USER_PIN_TO_BE_CHANGED != 0:
+			return 0, fmt.Errorf("%w: %s says that its PIN must be changed before it does anything; change it with the tools of the token", ErrPIN, t.info)
 		case flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0 && flags&pkcs11.CKF_LOGIN_REQUIRED != 0:
 			return 0, fmt.Errorf("%s has no user PIN yet; set one with the tools of the token", t.info)
 		case flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0:
@@ -311,10 +329,7 @@ func (t *Token) logIn(login bool) (pkcs11.SessionHandle, error) {
 		return session, nil
 	}
 	if pinRefused(err) {
-		err = fmt.Errorf("%w: C_Login: %w; see that the PIN is right, then 'ocspd token retry %s'", ErrPIN, err, t.cfg.Name)
-		if e := writeMarker(t.cfg.Marker, err); e != nil {
-			err = fmt.Errorf("%w (and it could not be put on record, so the next start will try again: %w)", err, e)
-		}
+		err = t.refused(fmt.Errorf("C_Login: %w", err))
 	} else {
 		err = t.starting("C_Login", err)
 	}
@@ -465,7 +480,10 @@ func with[T any](ctx context.Context, t *Token, u use, f func(*pkcs11.Ctx, pkcs1
 		default:
 			t.permits <- noSession
 		}
-		if f := faultOf(err); f == faultToken || f == faultSession && t.faults.Add(1) >= maxFaults {
+		switch f := faultOf(err); {
+		case f == faultPIN:
+			err = t.lose(u.operation, t.refused(err))
+		case f == faultToken, f == faultSession && t.faults.Add(1) >= maxFaults:
 			err = t.lose(u.operation, err)
 		}
 		return failed(err)

@@ -5,9 +5,9 @@
  *     FUNCTION ACTION [AFTER [TIMES]]
  *
  * ACTION is a return code (0x30), "hang" (until the line is gone from the file), or, after a call that went well:
- * "short" (C_Sign returns one octet less), "flags=0x20000" and "sessions=2" (C_GetTokenInfo). AFTER lets so many calls
+ * "then=0x5" (it says that it did not), "short" (C_Sign returns one octet less), "wrong" (another signature), "flags=0x20000" and "sessions=2" (C_GetTokenInfo). AFTER lets so many calls
  * pass first, TIMES bounds how many are spoiled. "C_GetAttributeValue deny=353" makes attribute type 353 one that the
- * token does not know, and so for C_GenerateKeyPair. "* renumber=7" adds 7 to every slot number.
+ * token does not know, and so for C_GenerateKeyPair; "deny=353:0x30" fails on it with that code. "* renumber=7" adds 7 to every slot number.
  *
  * Arguments are passed on as eight machine words, which is how the ABIs of x86-64 and arm64 pass integers and pointers. */
 #include <dlfcn.h>
@@ -46,7 +46,7 @@ static char seen[4096];
 
 struct rule {
 	char action[64];
-	word denied[8];
+	word denied[8], code[8];
 	int denials;
 };
 
@@ -79,8 +79,11 @@ static int rule_for(int i, struct rule *r, word *renumber, int counting)
 			sscanf(action, "renumber=%lu", renumber);
 		if (strcmp(name, names[i]) != 0)
 			continue;
-		if (strncmp(action, "deny=", 5) == 0 && r->denials < 8)
-			r->denied[r->denials++] = strtoul(action + 5, NULL, 10);
+		if (strncmp(action, "deny=", 5) == 0 && r->denials < 8) {
+			r->code[r->denials] = 0x12;
+			sscanf(action, "deny=%lu:%lx", &r->denied[r->denials], &r->code[r->denials]);
+			r->denials++;
+		}
 		else if (!found && (!counting || (n >= after && n - after < times))) {
 			strcpy(r->action, action);
 			found = 1;
@@ -101,13 +104,13 @@ static void trace(const char *name)
 	fclose(f);
 }
 
-/* denies looks for a denied type in a template of CK_ATTRIBUTE {type, value, length}. */
-static int denies(const struct rule *r, word template, word n)
+/* denies looks for a denied type in a template of CK_ATTRIBUTE {type, value, length}, and returns its code. */
+static word denies(const struct rule *r, word template, word n)
 {
 	for (word k = 0; k < n; k++)
 		for (int j = 0; j < r->denials; j++)
 			if (((word *)template)[3 * k] == r->denied[j])
-				return 1;
+				return r->code[j];
 	return 0;
 }
 
@@ -125,10 +128,13 @@ static word call(int i, word a, word b, word c, word d, word e, word f, word g, 
 	}
 	if (spoiled && strncmp(r.action, "0x", 2) == 0)
 		return strtoul(r.action, NULL, 16);
-	if (i == 24 && denies(&r, c, d)) /* C_GetAttributeValue(session, object, template, size) */
-		return 0x12;
-	if (i == 59 && (denies(&r, c, d) || denies(&r, e, f))) /* C_GenerateKeyPair(session, mechanism, two templates, …) */
-		return 0x12;
+	word denied = 0;
+	if (i == 24) /* C_GetAttributeValue(session, object, template, size) */
+		denied = denies(&r, c, d);
+	if (i == 59 && (denied = denies(&r, c, d)) == 0) /* C_GenerateKeyPair(session, mechanism, two templates, …) */
+		denied = denies(&r, e, f);
+	if (denied != 0)
+		return denied;
 	if ((i >= 5 && i <= 9) || i == 12 || i == 14)
 		a -= renumber;
 	word rv = real->f[i](a, b, c, d, e, f, g, h);
@@ -139,8 +145,12 @@ static word call(int i, word a, word b, word c, word d, word e, word f, word g, 
 	if (i == 4 && b != 0) /* C_GetSlotList */
 		for (word k = 0; k < *(word *)c; k++)
 			((word *)b)[k] += renumber;
+	if (spoiled && strncmp(r.action, "then=", 5) == 0)
+		return strtoul(r.action + 5, NULL, 16);
 	if (spoiled && strcmp(r.action, "short") == 0 && d != 0) /* C_Sign(session, data, size, signature, &size) */
 		--*(word *)e;
+	if (spoiled && strcmp(r.action, "wrong") == 0 && d != 0)
+		((unsigned char *)d)[*(word *)e - 1] ^= 1;
 	if (spoiled && i == 6) { /* CK_TOKEN_INFO: 96 octets of text, flags, ulMaxSessionCount */
 		word v;
 		if (sscanf(r.action, "flags=%lx", &v) == 1)
