@@ -93,6 +93,9 @@ uri = "pkcs11:token=ocsp?module-path=$module"
 pin = "file:pin"
 environment = ["SOFTHSM2_CONF=$SOFTHSM2_CONF"]
 
+[audit]
+key = "pkcs11:object=audit" # signs the heads of the audit logs, and nothing else
+
 [issuer.class1]
 certificate = "pki/class1.pem"
 signer      = "pki/class1-ocsp.pem"
@@ -119,7 +122,7 @@ refresh = "10s"
 END
 
 step 'Keys, made inside the token'
-for k in class1-ocsp:rsa2048 class3-ocsp:p256; do
+for k in class1-ocsp:rsa2048 class3-ocsp:p256 audit:ed25519; do
 	label=${k%:*}
 	"$o" key show -c "$d/ocspd.toml" "$label" >/dev/null 2>&1 || "$o" key generate -c "$d/ocspd.toml" "$label" --type "${k#*:}" >/dev/null
 	say "$label, read back from the token:"

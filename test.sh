@@ -32,8 +32,8 @@ trial() { # name, command …: the same, for what says by exit code 3 that this 
 
 part 'packages'
 . ./test/packages.sh
-packages softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3 gnutls-bin libnss3-tools nginx-light \
-	$([ "$mode" != long ] || echo openjdk-17-jdk-headless)
+packages softhsm2 gcc libc6-dev openssl curl ca-certificates opensc sqlite3 gnutls-bin libnss3-tools nginx-light p11-kit p11-kit-modules \
+	$([ "$mode" != long ] || echo openjdk-17-jdk-headless libtpm2-pkcs11-1 libtpm2-pkcs11-tools swtpm tpm2-abrmd tpm2-tools dbus-daemon)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if [ -z "${HOME-}" ]; then export GOPATH="$work/go" GOCACHE="$work/go/cache"; fi
@@ -78,21 +78,30 @@ check 'format' formatted
 check 'modules' tidy
 check 'vet' go vet ./...
 check 'staticcheck' staticcheck
+check 'units and man pages' test/units.sh
 check 'responder without cgo' env CGO_ENABLED=0 go build ./responder ./pki ./ingest ./generation
 check 'demo, twice' demo
 check 'clients of others' interop $([ "$mode" = long ] && echo java)
 check 'tests, with the race detector' go test -race -timeout 20m ./...
+check 'what arrives at the token' test/spy.sh
+check 'tokens of others' test/tokens.sh p11-kit nss
+trial 'three roles, three users' test/users.sh
 trial 'keeper killed' test/kill.sh 5
 trial 'files damaged' test/flip.sh 100
 trial 'disk full' test/full.sh
 
 if [ "$mode" = long ]; then
 	trial 'keeper killed, 100 times' test/kill.sh 100
+	check 'every kind of token' test/tokens.sh
+	check 'token away for a minute' env OCSPD_AWAY=60 go test -timeout 20m -run 'TestScripts/token-(lost|hang)' ./cmd/ocspd
 	trial 'files damaged, 10,000 times' test/flip.sh 10000
 	trial 'power cut' test/power.sh 10
+	check 'system calls against the lists' test/syscalls.sh
 	trial 'import of 1,000,000' bench/import.sh 1000000
 	trial 'import of 5,000,000' bench/import.sh 5000000
 	trial '10,000,000 statuses' bench/statuses.sh 10000000
+	check 'package, the same bytes twice' test/package.sh
+	trial 'a machine that boots' test/boot.sh
 	check 'mutants' test/mutants.sh
 	check '2,000,000 mutated requests' env OCSPD_FLOOD=2000000 go test -timeout 60m -run REQ19Flood -v ./responder
 	for fuzz in $(grep -rho '^func Fuzz[A-Za-z0-9]*' --include='*_test.go' . | sed 's/func //' | sort -u); do

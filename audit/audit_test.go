@@ -77,7 +77,7 @@ func add(t testing.TB, l *Log, n int) {
 
 func verify(t testing.TB, dir string, v note.Verifier, witness []byte) *Report {
 	t.Helper()
-	r, err := Verify(dir, v, witness)
+	r, err := Verify(dir, witness, v)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -581,7 +581,7 @@ func TestExport(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Consistent(dir, v, l.Head(), head.Note); err != nil {
+	if err := Consistent(dir, l.Head(), head.Note, v); err != nil {
 		t.Error(err)
 	}
 }

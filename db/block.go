@@ -192,16 +192,16 @@ func (s *Store) readBlocks(ctx context.Context, imp int64, lo []byte) (blocks []
 // stager writes an import's blocks and what it changes, in short transactions between which other writers come to
 // their turn. Records come in order.
 type stager struct {
-	s         *Store
-	imp       int64
-	open      block
-	blocks    []block
-	changed   block      // open: what was, where anything was, and what is
-	changes   []block    // full
-	writing   chan error // the result of what is being written; nil if nothing is
-	n         int64
-	carried   int64
-	committed func(records int64)
+	s       *Store
+	imp     int64
+	open    block
+	blocks  []block
+	changed block      // open: what was, where anything was, and what is
+	changes []block    // full
+	writing chan error // the result of what is being written; nil if nothing is
+	n       int64
+	carried int64
+	merged  *merger // takes each record too
 }
 
 // changeRow is a row of history in the making.
@@ -222,7 +222,7 @@ func (w *stager) add(ctx context.Context, p *pki.Packed) error {
 	if p.Source() == carriedMark {
 		w.carried++
 	}
-	return nil
+	return w.merged.put(ctx, p)
 }
 
 // cut ends the open block where the next begins.
@@ -289,13 +289,13 @@ func (w *stager) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	blocks, changes, n := w.blocks, w.changes, w.n
+	blocks, changes := w.blocks, w.changes
 	w.blocks, w.changes = nil, nil
 	w.writing = make(chan error, 1)
 	go func() {
 		err := w.s.writeBlocks(ctx, blocks, changes)
-		if err == nil && w.committed != nil {
-			w.committed(n)
+		if err == nil {
+			err = w.s.checkpoint(ctx)
 		}
 		w.writing <- err
 	}()

@@ -282,18 +282,26 @@ func (s *Store) change(ctx context.Context, f func(*sql.Tx) error) error {
 }
 
 // changeAside is change for what is not in force yet. It does not wait for the disk: the write-ahead log is one file, and the transaction that
-// puts it in force makes all of it durable before it returns; a checkpoint in between makes durable first what it copies.
+// puts it in force makes all of it durable before it returns; a checkpoint in between makes durable first what it copies. That is the caller's
+// to do, by checkpoint, once others who want to write had their turn.
 func (s *Store) changeAside(ctx context.Context, f func(*sql.Tx) error) error {
 	conn, err := s.w.Conn(ctx)
 	if err != nil {
 		return explain(err)
 	}
 	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, `PRAGMA synchronous = NORMAL`); err != nil {
+	if _, err := conn.ExecContext(ctx, `PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0`); err != nil {
 		return explain(err)
 	}
 	defer func() { // whoever is next on this connection counts on it; one on which it cannot be set is not used again
-		err := conn.Raw(func(c any) error { return setPragma(c.(*sqlite3.SQLiteConn), pragma{"synchronous", "2"}) })
+		err := conn.Raw(func(c any) error {
+			for _, p := range []pragma{{"synchronous", "2"}, {"wal_autocheckpoint", "1000"}} {
+				if err := setPragma(c.(*sqlite3.SQLiteConn), p); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			s.log.Error("a connection to the database is given up", "error", err)
 			conn.Raw(func(any) error { return driver.ErrBadConn })
@@ -308,6 +316,13 @@ func (s *Store) changeAside(ctx context.Context, f func(*sql.Tx) error) error {
 		return explain(err)
 	}
 	return explain(tx.Commit())
+}
+
+// checkpoint brings what is in the write-ahead log into the database, while others go on to read and to write. What cannot be brought there
+// now, since somebody reads what was before, comes with the next.
+func (s *Store) checkpoint(ctx context.Context) error {
+	_, err := s.r.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
+	return explain(err)
 }
 
 // explain gives the errors that have a remedy their words.

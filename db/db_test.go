@@ -116,17 +116,32 @@ func (h *house) origin(override bool) Origin {
 	return Origin{Location: "source", At: day(100), Validity: 24 * time.Hour, Override: override}
 }
 
-// install is the life of a source, as keeper leads it.
+// install is the life of a source, as keeper leads it. The base that is written on the way must be what Merged yields afterwards.
 func (h *house) install(s *pki.Snapshot, override bool) (Report, error) {
 	h.t.Helper()
-	st, err := h.Stage(h.t.Context(), h.id, h.origin(override), s, nil)
+	var base []pki.Packed
+	st, err := h.Stage(h.t.Context(), h.id, h.origin(override), s, func(_ uint64, walk func(func(*pki.Packed) error) error) error {
+		return walk(func(p *pki.Packed) error { base = append(base, *p); return nil })
+	})
 	if err != nil {
 		return Report{}, err
 	}
 	if _, err := h.Flip(h.t.Context(), st, h.publish); err != nil {
 		h.t.Fatal(err)
 	}
+	var merged []pki.Packed
+	if _, err := h.Merged(h.t.Context(), h.id, nil, func(p *pki.Packed) error { merged = append(merged, *p); return nil }); err != nil {
+		h.t.Fatal(err)
+	}
+	if !slices.Equal(base, merged) {
+		h.t.Errorf("a base of %d records was written where Merged yields %d others", len(base), len(merged))
+	}
 	return st.Report, nil
+}
+
+// noBase is for tests that look at the database alone.
+func noBase(_ uint64, walk func(func(*pki.Packed) error) error) error {
+	return walk(func(*pki.Packed) error { return nil })
 }
 
 func (h *house) must(s *pki.Snapshot) Report {
@@ -500,7 +515,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	for n := range many {
 		many[n] = revoked(uint64(n+1), 0, day(1))
 	}
-	st, err := h.Stage(t.Context(), h.id, h.origin(false), crl(2, many...), nil)
+	st, err := h.Stage(t.Context(), h.id, h.origin(false), crl(2, many...), noBase)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -708,7 +723,9 @@ func TestOthersDoNotWait(t *testing.T) {
 	var once sync.Once
 	staged.Go(func() {
 		defer close(done)
-		st, err := h.Stage(t.Context(), h.id, h.origin(false), s, func(int64) { once.Do(func() { close(started) }) })
+		st, err := h.Stage(t.Context(), h.id, h.origin(false), s, func(_ uint64, walk func(func(*pki.Packed) error) error) error {
+			return walk(func(*pki.Packed) error { once.Do(func() { close(started) }); return nil })
+		})
 		if err != nil {
 			t.Error(err)
 			return
@@ -746,13 +763,13 @@ func TestOthersDoNotWait(t *testing.T) {
 // A hand revocation during an import of its own issuer is in the generation that the import's flip makes.
 func TestRevokeWhileStaged(t *testing.T) {
 	h := newHouse(t)
-	st, err := h.Stage(t.Context(), h.id, h.origin(false), crl(1, revoked(1, 0, day(0))), nil)
+	st, err := h.Stage(t.Context(), h.id, h.origin(false), crl(1, revoked(1, 0, day(0))), noBase)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := h.Stage(ctx, h.id, h.origin(false), crl(2), nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := h.Stage(ctx, h.id, h.origin(false), crl(2), noBase); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second import did not wait: %v", err)
 	}
 	check(t, h.revoke(7, 0, time.Time{}), nil, "")

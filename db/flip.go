@@ -150,10 +150,14 @@ func (s *Store) lineages(ctx context.Context, issuer int64) ([]Lineage, error) {
 // lineage is nil where the issuer has none of that key.
 func (s *Store) lineage(ctx context.Context, issuer int64, key string) (*Lineage, error) {
 	all, err := s.lineages(ctx, issuer)
-	if i := slices.IndexFunc(all, func(l Lineage) bool { return l.Key == key }); err == nil && i >= 0 {
-		return &all[i], nil
+	return find(all, key), err
+}
+
+func find(all []Lineage, key string) *Lineage {
+	if i := slices.IndexFunc(all, func(l Lineage) bool { return l.Key == key }); i >= 0 {
+		return &all[i]
 	}
-	return nil, err
+	return nil
 }
 
 // Lineages are the readings of the issuer's sources that are in force.
@@ -191,66 +195,115 @@ type Tally struct {
 }
 
 // Merged yields the issuer's records in order, all lineages taken together, each with the index of the source that
-// governs it: revoked by a CRL, revoked by an index, good. st, which may be nil, is taken for what is installed.
+// governs it: revoked by a CRL, revoked by an index, good. st, which may be nil, is a removal that is taken for what is installed.
 // Revocations by hand are not among them. It is called with an import staged or from within a Publish.
 func (s *Store) Merged(ctx context.Context, id pki.IssuerID, st *Staged, yield func(*pki.Packed) error) (Tally, error) {
-	var t Tally
 	i, err := s.issuer(ctx, id)
 	if err != nil {
-		return t, err
+		return Tally{}, err
 	}
 	ls, err := s.lineages(ctx, i.row)
 	if err != nil {
-		return t, err
+		return Tally{}, err
 	}
 	if st != nil {
 		ls = with(ls, st)
 	}
+	m, err := s.merge(ctx, ls, "", yield)
+	if err == nil {
+		err = m.finish(ctx)
+	}
+	return m.tally, err
+}
+
+// merger takes the records of several lineages together, in the order of serials.
+type merger struct {
+	lineages []Lineage
+	walkers  []*walker     // nil for the lineage whose records come by put
+	heads    []*pki.Packed // the next record of each; nil where there is none
+	say      []*pki.Packed // of one serial
+	own      int
+	yield    func(*pki.Packed) error
+	tally    Tally
+}
+
+// merge begins with the lineages as they are stored, but for own, if it is not "": its records are to come by put.
+func (s *Store) merge(ctx context.Context, ls []Lineage, own string, yield func(*pki.Packed) error) (*merger, error) {
+	m := &merger{lineages: ls, walkers: make([]*walker, len(ls)), heads: make([]*pki.Packed, len(ls)), say: make([]*pki.Packed, len(ls)), yield: yield}
 	if len(ls) >= pki.HandSource {
-		return t, fmt.Errorf("issuer %s: more than %d sources", i.Name, pki.HandSource-1)
+		return m, fmt.Errorf("more than %d sources of an issuer", pki.HandSource-1)
 	}
-	walkers := make([]*walker, len(ls))
-	heads := make([]*pki.Packed, len(ls))
 	for n, l := range ls {
-		walkers[n] = s.walk(l.Import, l.Count)
-		if heads[n], err = walkers[n].next(ctx); err != nil {
-			return t, err
+		if l.Key == own {
+			m.own = n
+			continue
+		}
+		m.walkers[n] = s.walk(l.Import, l.Count)
+		if err := m.advance(ctx, n); err != nil {
+			return m, err
 		}
 	}
-	say := make([]*pki.Packed, len(ls))
+	return m, nil
+}
+
+func (m *merger) advance(ctx context.Context, n int) (err error) {
+	m.heads[n] = nil
+	if m.walkers[n] != nil {
+		m.heads[n], err = m.walkers[n].next(ctx)
+	}
+	return err
+}
+
+// put takes the next record of the lineage that is being made.
+func (m *merger) put(ctx context.Context, p *pki.Packed) error {
+	for m.heads[m.own] = p; m.heads[m.own] != nil; {
+		if _, err := m.step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish yields what is left.
+func (m *merger) finish(ctx context.Context) error {
 	for {
-		var least *pki.Packed
-		for _, h := range heads {
-			if h != nil && (least == nil || h.Compare(least) < 0) {
-				least = h
-			}
-		}
-		if least == nil {
-			return t, nil
-		}
-		for n, h := range heads {
-			say[n] = nil
-			if h == nil || h.Compare(least) != 0 {
-				continue
-			}
-			say[n] = h
-			if heads[n], err = walkers[n].next(ctx); err != nil {
-				return t, err
-			}
-		}
-		t.Records++
-		if disagree(ls, say) {
-			if t.Disagreements++; len(t.Sample) < sampled {
-				t.Sample = append(t.Sample, least.Serial())
-			}
-		}
-		g := governing(ls, say)
-		p := *say[g]
-		p.SetSource(uint8(g))
-		if err := yield(&p); err != nil {
-			return t, err
+		if more, err := m.step(ctx); !more || err != nil {
+			return err
 		}
 	}
+}
+
+// step yields the least of the serials that come next; false if there is none.
+func (m *merger) step(ctx context.Context) (bool, error) {
+	var least *pki.Packed
+	for _, h := range m.heads {
+		if h != nil && (least == nil || h.Compare(least) < 0) {
+			least = h
+		}
+	}
+	if least == nil {
+		return false, nil
+	}
+	for n, h := range m.heads {
+		m.say[n] = nil
+		if h == nil || h != least && h.Compare(least) != 0 {
+			continue
+		}
+		m.say[n] = h
+		if err := m.advance(ctx, n); err != nil {
+			return false, err
+		}
+	}
+	m.tally.Records++
+	if disagree(m.lineages, m.say) {
+		if m.tally.Disagreements++; len(m.tally.Sample) < sampled {
+			m.tally.Sample = append(m.tally.Sample, least.Serial())
+		}
+	}
+	g := governing(m.lineages, m.say)
+	p := *m.say[g]
+	p.SetSource(uint8(g))
+	return true, m.yield(&p)
 }
 
 // governing is which of the sources, of which those with a record say something, decides; -1 if none does.
@@ -497,8 +550,8 @@ func (s *Store) publish(ctx context.Context, id pki.IssuerID, at time.Time, publ
 	})
 }
 
-// Flip puts a staged import in force, whatever its size, by one small transaction. Its base was written before, from
-// Merged; View.Base is empty. After an error the import is still staged.
+// Flip puts a staged import in force, whatever its size, by one small transaction. Its base was written before;
+// View.Base is empty. After an error the import is still staged.
 func (s *Store) Flip(ctx context.Context, st *Staged, publish Publish) (View, error) {
 	v, err := s.publish(ctx, st.Issuer, st.Lineage.Imported, publish,
 		func(i *Issuer, state *state) error {
@@ -556,6 +609,13 @@ func (st *Staged) apply(ctx context.Context, tx *sql.Tx, number uint64) error {
 // Touch makes a generation of the same statuses: an index was read again and is unchanged, so its times move; or, with
 // no key, something else that a generation says has changed.
 func (s *Store) Touch(ctx context.Context, id pki.IssuerID, key string, at, this, next time.Time, publish Publish) (View, error) {
+	if key == "" { // it may have to write a base, and of an issuer one is written at a time
+		q := s.queue(id)
+		if err := enter(ctx, q.staging); err != nil {
+			return View{}, err
+		}
+		defer func() { <-q.staging }()
+	}
 	return s.publish(ctx, id, at, publish,
 		func(i *Issuer, st *state) error {
 			if key == "" {
@@ -578,8 +638,13 @@ func (s *Store) Touch(ctx context.Context, id pki.IssuerID, key string, at, this
 		})
 }
 
-// Renew makes a generation of the same statuses whose base is written anew, the one in force being damaged.
+// Renew makes a generation of the same statuses whose base is written anew, the one in force being damaged. It waits for an import in progress.
 func (s *Store) Renew(ctx context.Context, id pki.IssuerID, at time.Time, publish Publish) (View, error) {
+	q := s.queue(id)
+	if err := enter(ctx, q.staging); err != nil {
+		return View{}, err
+	}
+	defer func() { <-q.staging }()
 	return s.publish(ctx, id, at, publish,
 		func(i *Issuer, _ *state) error { i.Base = pki.File{}; return nil },
 		func(*sql.Tx, *Issuer, uint64) error { return nil })

@@ -180,7 +180,7 @@ func TestLikeTheModel(t *testing.T) {
 				}
 			},
 			"killed": func(t *rapid.T) {
-				if _, err := h.Stage(outer.Context(), h.id, h.origin(true), crl(1000), nil); err != nil {
+				if _, err := h.Stage(outer.Context(), h.id, h.origin(true), crl(1000), noBase); err != nil {
 					t.Fatal(err)
 				}
 				old := h.Store

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -137,15 +138,19 @@ type Staged struct {
 	release func()
 }
 
-// Stage compares a source with what is installed and writes it aside, in memory that does not grow with it. The rules of
-// CRL over CRL are applied here: ErrUnchanged (nothing to do but Touch), ErrOlder, ErrRefused; after any error
-// nothing of it stays in force. progress, which may be nil, hears how many entries were written.
-func (s *Store) Stage(ctx context.Context, id pki.IssuerID, from Origin, snap *pki.Snapshot, progress func(int64)) (*Staged, error) {
+// WriteBase makes a file of the issuer's records, all lineages taken together, as Merged would yield them with the import in force. number is
+// Staged.Number. It calls walk once, and fails where that does.
+type WriteBase func(number uint64, walk func(yield func(*pki.Packed) error) error) error
+
+// Stage compares a source with what is installed and writes it aside, in memory that does not grow with it, and has its base written in the
+// same pass. The rules of CRL over CRL are applied here: ErrUnchanged (nothing to do but Touch), ErrOlder, ErrRefused; after any error
+// nothing of it stays in force.
+func (s *Store) Stage(ctx context.Context, id pki.IssuerID, from Origin, snap *pki.Snapshot, base WriteBase) (*Staged, error) {
 	st, err := s.begin(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.stage(ctx, st, from, snap, progress); err != nil {
+	if err := s.stage(ctx, st, from, snap, base); err != nil {
 		s.Abort(st)
 		return nil, explain(err)
 	}
@@ -199,12 +204,13 @@ func (s *Store) Abort(st *Staged) {
 	st.release()
 }
 
-func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Snapshot, progress func(int64)) error {
+func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Snapshot, base WriteBase) error {
 	key := from.lineage(snap)
-	have, err := s.lineage(ctx, st.issuer, key)
+	lineages, err := s.lineages(ctx, st.issuer)
 	if err != nil {
 		return err
 	}
+	have := find(lineages, key)
 	if err := admit(have, snap, from.Override); err != nil {
 		return err
 	}
@@ -226,7 +232,7 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	}
 	c := &comparison{
 		st: st, delta: st.Lineage.Delta, override: from.Override, cleared: map[pki.Serial]bool{},
-		out: &stager{s: s, imp: st.Lineage.Import, open: emptyBlock([]byte{}), committed: progress},
+		out: &stager{s: s, imp: st.Lineage.Import, open: emptyBlock([]byte{})},
 	}
 	if have != nil {
 		c.old = s.walk(have.Import, have.Count)
@@ -238,7 +244,18 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	if err := s.loadCleared(ctx, st, c.cleared); err != nil {
 		return err
 	}
-	err = c.run(ctx, sorted)
+	whole := false
+	var failed error // without what base says around it
+	err = base(st.Number, func(yield func(*pki.Packed) error) error {
+		failed = s.record(ctx, c, sorted, with(lineages, st), yield)
+		whole = failed == nil
+		return failed
+	})
+	if failed != nil {
+		err = failed
+	} else if err == nil && !whole {
+		err = errors.New("the base was not written")
+	}
 	if waited := c.out.wait(); err == nil {
 		err = waited
 	}
@@ -250,6 +267,17 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	r.After, r.Carried = c.out.n, c.out.carried
 	r.Shrunk = !c.delta && r.Before > 0 && 2*snap.Count < r.Before
 	return nil
+}
+
+// record writes the blocks of an import, and yields the records of the base in the same pass.
+func (s *Store) record(ctx context.Context, c *comparison, sorted *sorter, ls []Lineage, yield func(*pki.Packed) error) (err error) {
+	if c.out.merged, err = s.merge(ctx, ls, c.st.Lineage.Key, yield); err != nil {
+		return err
+	}
+	if err = c.run(ctx, sorted); err != nil {
+		return err
+	}
+	return c.out.merged.finish(ctx)
 }
 
 // readEntries takes the entries one by one and refuses what no answer could be made of.

@@ -374,7 +374,6 @@ func (g *Generation) readBase(f io.Reader, into []byte, each func([]byte)) error
 	if into == nil {
 		small = make([]byte, chunkRecords*pki.PackedSize)
 	}
-	hashed := make(chan struct{}, 1) // the digest of one chunk is made while its order is checked
 	var last pki.Packed
 	var wrong error
 	for left := g.base.Count; left > 0; {
@@ -387,14 +386,13 @@ func (g *Generation) readBase(f io.Reader, into []byte, each func([]byte)) error
 		if _, err := io.ReadFull(f, chunk); err != nil {
 			return fail("%w", err)
 		}
-		go func() { h.Write(chunk); hashed <- struct{}{} }()
+		h.Write(chunk)
 		if wrong == nil {
 			wrong = g.checkRecords(chunk, &last)
 		}
 		if each != nil {
 			each(chunk)
 		}
-		<-hashed
 		left -= int64(n / pki.PackedSize)
 	}
 	switch sum := h.Sum(nil); {

@@ -1,24 +1,128 @@
-// Package hardening is what a process of ours gives up, and a report of what the kernel says it gave up. Every measure is read
-// back from the kernel before it counts as taken. It guarantees, for a process that calls NoDump, that neither a core file
-// nor another process of the same user shows its memory, where the PIN has been.
+// Package hardening is what a process of ours gives up, and a report of what the kernel says it gave up. A process calls Confine first of
+// all, does what it needs more than its Policy for, and calls Seal before it touches what strangers sent.
+//
+// It guarantees of a process for which Seal returned: every measure that it reports as holding was read back from the kernel, for every
+// thread, or was tried and failed as it must; a measure that Policy.Require names holds. Nothing of it can be undone by the process.
+//
+//	Confine   no new privileges, capabilities, Landlock (files, TCP ports, signals); then the program executes itself
+//	Seal      no core files, no memory that is both written and executed, seccomp; then the report
+//
+// The order is not free. What Confine does holds for the thread that does it and those it starts, so that the program begins anew from that
+// thread: then it holds for all, those of a vendor's library included, and no thread has to be interrupted for it, which such
+// libraries may block. Seccomp comes last, for a library loads more while it starts than it may do afterwards; the kernel
+// gives the filter to all threads at once.
 package hardening
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
+// Policy is what a process keeps. What it does not name is given up.
+type Policy struct {
+	Role Role // which system calls stay
+
+	// Paths, each with all that is below it. One that does not exist when Confine is called stays closed.
+	Read    []string // may be read
+	Write   []string // may be read, changed, made and removed
+	Sockets []string // unix sockets may be made and removed there
+	Devices []string // may be read, written and controlled
+
+	Network bool     // sockets to the network may be made after Seal
+	Listen  []uint16 // TCP ports that may be listened on before it
+	Connect []uint16 // TCP ports that may be connected to, unless AnyPort
+	AnyPort bool
+	Netlink bool // sockets to the kernel may be made after Seal
+
+	Capabilities uint64 // that stay, by capability number (capabilities(7)), where the process has them
+
+	LogOnly bool     // seccomp records what is forbidden, and lets it happen
+	Require []string // measures without which Seal fails
+	Tries   []Try    // what must fail in the end
+}
+
+// Measure is something that was given up, or should have been.
+type Measure struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // Holds, LogOnly or Missing
+	Detail string `json:"detail"`
+}
+
+// States of a Measure.
+const (
+	Holds   = "holds"
+	LogOnly = "log only"
+	Missing = "missing"
+)
+
+// Measures are the names that Policy.Require may hold.
+var Measures = []string{"seccomp", "landlock", "no-new-privileges", "no-core", "capabilities", "mdwe"}
+
+// confinedVar tells the program that it executed itself. It holds the process's number, so that no child takes it for its own.
+const confinedVar = "OCSPD_CONFINED"
+
+// Confined reports whether this is the process after Confine.
+func Confined() bool { return os.Getenv(confinedVar) == strconv.Itoa(os.Getpid()) }
+
+// Confine gives up privileges, capabilities and what Landlock can close, and executes the program itself anew, with the same process number,
+// arguments, environment and inherited files; it returns only on an error. That a kernel has no Landlock is no error: Seal reports it.
+func Confine(p *Policy) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("hardening: %w", err)
+	}
+	runtime.LockOSThread() // for good: the thread is not what the others are
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("hardening: no new privileges: %w", err)
+	}
+	if err := dropCapabilities(p.Capabilities); err != nil {
+		return err
+	}
+	if err := p.restrictSelf(self); err != nil {
+		return err
+	}
+	env := slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, confinedVar+"=") })
+	env = append(env, confinedVar+"="+strconv.Itoa(os.Getpid()))
+	return fmt.Errorf("hardening: execute %s anew: %w", self, unix.Exec(self, os.Args, env))
+}
+
+// dropCapabilities takes from the thread all but those kept. The bounding set only root can change; without new privileges nobody draws from it.
+func dropCapabilities(keep uint64) error {
+	for c := 0; c < 64; c++ {
+		held, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
+		if err == nil && held != 0 && keep&(1<<c) == 0 {
+			unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		}
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData // in halves of 32 bits
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("hardening: capabilities: %w", err)
+	}
+	held := sets
+	for n := range sets {
+		kept := uint32(keep>>(32*n)) & sets[n].Permitted
+		sets[n] = unix.CapUserData{Effective: kept, Permitted: kept}
+	}
+	if sets == held {
+		return nil // in a unit there is nothing to give up, and its filter refuses the call
+	}
+	if err := unix.Capset(&header, &sets[0]); err != nil { // what is not inheritable is not ambient, either
+		return fmt.Errorf("hardening: capabilities: %w", err)
+	}
+	return nil
+}
+
 // NoDump sets the limit of core files to 0 for good, and makes the process undumpable (PR_SET_DUMPABLE in prctl(2)): no core,
 // even by a handler that ignores the limit, no ptrace, and /proc/PID/mem for root alone. Both hold for all threads. A later
-// execve undoes the second, so call it after NoNewPrivileges.
+// execve undoes the second.
 func NoDump() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("hardening: limit of core files: %w", err)
@@ -36,97 +140,28 @@ func NoDump() error {
 	return nil
 }
 
-// NoNewPrivileges makes sure that no execve gives this process or its children more privileges (PR_SET_NO_NEW_PRIVS in prctl(2)).
-// The kernel keeps that by thread, and a thread cannot set it for another. So, where it is not in force yet, the process executes
-// itself anew, with the same PID, arguments, environment and inherited files, from a thread that has it: call it first of all.
-func NoNewPrivileges() error {
-	s, err := Report()
-	if err != nil || s.NoNewPrivileges {
-		return err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("hardening: no new privileges: %w", err)
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("hardening: no new privileges: %w", err)
-	}
-	return fmt.Errorf("hardening: no new privileges: execute %s anew: %w", self, unix.Exec(self, os.Args, os.Environ()))
-}
-
-// State is what the kernel says of this process: of its threads, the weakest.
-type State struct {
-	NoNewPrivileges bool   // in all threads
-	Dumpable        bool   // core files and ptrace are allowed
-	CoreLimit       uint64 // octets, of the hard limit
-	Seccomp         string // "off", "strict" or "filter"
-	Capabilities    uint64 // effective or permitted in any thread, by capability number (capabilities(7))
-	Bounding        uint64 // that an execve could still give
-}
-
-// Report asks the kernel.
-func Report() (State, error) {
-	s := State{NoNewPrivileges: true}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
-		return State{}, fmt.Errorf("hardening report: limit of core files: %w", err)
-	}
-	s.CoreLimit = limit.Max
-	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	if err != nil {
-		return State{}, fmt.Errorf("hardening report: dumpable: %w", err)
-	}
-	s.Dumpable = dumpable != 0
-	threads, err := filepath.Glob("/proc/self/task/*/status")
-	if err != nil || len(threads) == 0 {
-		return State{}, errors.New("hardening report: /proc cannot be read")
-	}
-	weakest := uint64(2)
-	for _, file := range threads {
-		t, err := threadStatus(file)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue // the thread ended meanwhile
-		}
-		if err != nil {
-			return State{}, fmt.Errorf("hardening report: %w", err)
-		}
-		s.NoNewPrivileges = s.NoNewPrivileges && t["NoNewPrivs"] == 1
-		weakest = min(weakest, t["Seccomp"])
-		s.Capabilities |= t["CapEff"] | t["CapPrm"]
-		s.Bounding |= t["CapBnd"]
-	}
-	s.Seccomp = []string{"off", "strict", "filter"}[weakest]
-	return s, nil
-}
-
-// threadStatus reads the numbers that Report needs from a thread's status file (proc(5)). One that is missing is an error: a
-// measure must not look taken because the kernel is silent.
-func threadStatus(file string) (map[string]uint64, error) {
-	f, err := os.Open(file)
+// Seal gives up the rest: core files, memory both written and executed, and all system calls but those of the role. It then reads back what
+// holds, tries what must fail, and reports both. It fails when a required measure does not hold.
+func Seal(p *Policy) ([]Measure, error) {
+	before, err := Report()
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	bases := map[string]int{"NoNewPrivs": 10, "Seccomp": 10, "CapEff": 16, "CapPrm": 16, "CapBnd": 16}
-	found := map[string]uint64{}
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), ":")
-		if base, ok := bases[name]; ok {
-			n, err := strconv.ParseUint(strings.TrimSpace(value), base, 64)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %s: %w", file, name, err)
-			}
-			found[name] = n
-		}
-	}
-	if err := lines.Err(); err != nil {
+	if err := NoDump(); err != nil {
 		return nil, err
 	}
-	if len(found) != len(bases) {
-		return nil, fmt.Errorf("%s: does not say all of NoNewPrivs, Seccomp, CapEff, CapPrm, CapBnd", file)
+	unix.Prctl(unix.PR_SET_MDWE, unix.PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) // since Linux 6.3; before, the filter alone refuses it
+	abi := landlockABI()
+	failed := p.filter()
+	measures, err := p.measure(&before, abi, failed)
+	if err != nil {
+		return nil, err
 	}
-	return found, nil
+	var missing []error
+	for _, m := range measures {
+		if m.State != Holds && slices.Contains(p.Require, m.Name) {
+			missing = append(missing, fmt.Errorf("hardening.require names %s, which does not hold: %s", m.Name, m.Detail))
+		}
+	}
+	return measures, errors.Join(missing...)
 }

@@ -2,6 +2,7 @@ package hardening
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -41,11 +42,17 @@ func child(measures []string) {
 	for _, m := range measures {
 		var err error
 		switch m {
-		case "no-new-privileges":
-			err = NoNewPrivileges()
+		case "confine":
+			if !Confined() {
+				err = Confine(childPolicy())
+			}
 		case "no-dump":
 			err = NoDump()
-		case "one-thread": // what NoNewPrivileges must not be content with
+		case "seal":
+			p := childPolicy()
+			p.Require = Measures
+			_, err = Seal(p)
+		case "one-thread": // what Report must not be content with
 			runtime.LockOSThread()
 			err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		case "wait":
@@ -138,17 +145,41 @@ func TestNoDumpHidesMemory(t *testing.T) {
 	}
 }
 
-func TestNoNewPrivileges(t *testing.T) {
+// childPolicy is one by which a test binary can live.
+func childPolicy() *Policy {
+	return &Policy{Role: Answers, Read: []string{os.TempDir()}}
+}
+
+func TestConfine(t *testing.T) {
 	// Where all of us run without new privileges, there is nothing to gain, and one thread cannot be told from all.
 	if s := runChild(t, "one-thread"); s.NoNewPrivileges && !runChild(t, "none").NoNewPrivileges {
 		t.Error("one thread of many counts as all")
 	}
-	s := runChild(t, "no-new-privileges,no-dump")
+	s := runChild(t, "confine,no-dump")
 	if !s.NoNewPrivileges {
-		t.Error("not in force in all threads")
+		t.Error("new privileges are possible in some thread")
+	}
+	if s.Capabilities != 0 {
+		t.Errorf("capabilities %#x are left", s.Capabilities)
+	}
+	if os.Getuid() == 0 && s.Bounding != 0 {
+		t.Errorf("capabilities %#x are left in the bounding set", s.Bounding)
 	}
 	if s.Dumpable || s.CoreLimit != 0 {
 		t.Errorf("the other measure is gone: %+v", s)
+	}
+}
+
+// A sealed process has what it reports, in the threads that were there before too, and what is required of it.
+func TestSeal(t *testing.T) {
+	s := runChild(t, "confine,seal")
+	if s.Seccomp != "filter" || s.Filters == 0 || s.Threads < 20 {
+		t.Errorf("no filter in some thread: %+v", s)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childVar+"=seal") // unconfined
+	if out, err := cmd.CombinedOutput(); err == nil || !bytes.Contains(out, []byte("hardening.require names landlock, which does not hold: Confine was not called")) {
+		t.Errorf("a process that is not confined can be sealed with Landlock required: %v: %s", err, out)
 	}
 }
 

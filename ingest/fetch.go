@@ -63,6 +63,11 @@ func NewFetcher(dir string) *Fetcher {
 	}}
 }
 
+// DialBy makes dial, instead of this process, connect to where sources are. It comes before the first Fetch.
+func (f *Fetcher) DialBy(dial func(ctx context.Context, network, address string) (net.Conn, error)) {
+	f.client.Transport.(*http.Transport).DialContext = dial
+}
+
 func checkRedirect(r *http.Request, via []*http.Request) error {
 	switch {
 	case len(via) > maxRedirects:

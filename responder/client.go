@@ -193,6 +193,11 @@ func (l *linter) broken(where string) {
 	l.refuse(false, "RSP-03", "unreadable", "%s cannot be read as DER", where)
 }
 
+// ReadResponse reads an OCSPResponse as far as it can be read; nil means that it is none. It judges nothing: that is Judge's work.
+func ReadResponse(der []byte) *Response {
+	return (&linter{tried: map[string]bool{}}).response(der)
+}
+
 // response reads an OCSPResponse and notes every departure from DER and from RFC 6960. It reads on where that can be done;
 // nil means that there is no response.
 func (l *linter) response(der []byte) *Response {

@@ -56,6 +56,7 @@ type feedKit struct {
 	*Feed
 	book
 	t    testing.TB
+	sign func(HeadRequest) HeadReply // of subscribers that come from now on
 	dial func(context.Context) (net.Conn, error)
 	stop func()
 }
@@ -72,7 +73,7 @@ func newFeedKit(t testing.TB) *feedKit {
 		}
 	})
 	k.stop = serve(t, path, func(ctx context.Context, l net.Listener) error {
-		return k.Serve(ctx, l, func(net.Conn) (int, error) { return 42, nil })
+		return k.Serve(ctx, l, func(net.Conn, Role) (int, error) { return 42, nil })
 	})
 	return k
 }
@@ -83,11 +84,11 @@ func (k *feedKit) subscribe(role Role, name string, apply func(Change) error) (l
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		Subscribe(ctx, k.dial, role, func(c Change) error {
+		Subscribe(ctx, k.dial, Subscriber{Role: role, Apply: func(c Change) error {
 			err := apply(c)
 			k.note("%s %x %d-%d all=%v %d", name, c.Issuer[0], c.From, c.To, c.All, len(c.Serials))
 			return err
-		}, func() []byte { return []byte(name) })
+		}, Report: func() []byte { return []byte(name) }, Sign: k.sign})
 	}()
 	leave = func() { cancel(); <-ended }
 	k.t.Cleanup(leave)
@@ -151,6 +152,36 @@ func TestFeedRefused(t *testing.T) {
 	k.await(t, "front 42 reports front")
 	k.want("refused", k.publish(Change{Issuer: issuerA, From: 1, To: 2}), Delivery{ErrRefused, nil})
 	k.want("taken", k.publish(Change{Issuer: issuerA, From: 2, To: 3}), Delivery{})
+}
+
+// A generation of one issuer that takes signer long does not keep another's change waiting; those of one issuer stay in order, and a reload is told alone.
+func TestFeedIssuersApart(t *testing.T) {
+	k := newFeedKit(t)
+	slow, release := make(chan struct{}), make(chan struct{})
+	k.subscribe(RoleSigner, "signer", func(c Change) error {
+		if c.Issuer == issuerA && c.To == 2 {
+			close(slow)
+			<-release
+		}
+		return nil
+	})
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "signer 42 reports signer")
+	k.await(t, "front 42 reports front")
+	var wg sync.WaitGroup
+	wg.Go(func() { k.want("the slow one", k.publish(Change{Issuer: issuerA, From: 1, To: 2}), Delivery{}) })
+	<-slow
+	wg.Go(func() {
+		k.want("the next of its issuer", k.publish(Change{Issuer: issuerA, From: 2, To: 3}), Delivery{})
+	})
+	k.want("another issuer's", k.publish(Change{Issuer: issuerB, From: 1, To: 2}), Delivery{})
+	wg.Go(func() { k.want("a reload", k.publish(Change{Reload: true, To: 1}), Delivery{}) })
+	close(release)
+	wg.Wait()
+	b, second, third := k.await(t, "signer b 1-2 all=false 0"), k.await(t, "signer a 1-2 all=false 0"), k.await(t, "signer a 2-3 all=false 0")
+	if b > second || second > third {
+		t.Errorf("signer took the other issuer's change as number %d, the slow one as %d and the next as %d", b, second, third)
+	}
 }
 
 // A signer that is slow uses up the time that there is, front is told all the same, and the late confirmation is not taken for the next one's.
@@ -255,7 +286,7 @@ func TestFeedKeeperRestarts(t *testing.T) {
 		k.Feed = NewFeed(func(Role, int, []byte) {})
 		k.State(issuerA, n)
 		stop := serve(t, path, func(ctx context.Context, l net.Listener) error {
-			return k.Serve(ctx, l, func(net.Conn) (int, error) { return 1, nil })
+			return k.Serve(ctx, l, func(net.Conn, Role) (int, error) { return 1, nil })
 		})
 		k.await(t, fmt.Sprintf("front a 0-%d all=true 0", n))
 		stop()
@@ -329,4 +360,119 @@ func TestFeedRefusesForms(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.await(t, "front 42 reports still there")
+}
+
+// Signer is asked for signatures, and front never is; a request and each kind of reply come over as they are.
+func TestFeedSign(t *testing.T) {
+	k := newFeedKit(t)
+	request := HeadRequest{Earlier: 7, Size: 9, Root: [32]byte{1}, Proof: [][32]byte{{2}, {3}}}
+	sign := func() (HeadReply, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return k.Sign(ctx, request)
+	}
+	k.sign = func(HeadRequest) HeadReply {
+		t.Error("front is asked")
+		return HeadReply{Signature: []byte("front's")}
+	}
+	k.subscribe(RoleFront, "front", takes)
+	k.await(t, "front 42 reports front")
+	if r, err := sign(); !errors.Is(err, ErrAbsent) {
+		t.Errorf("without signer: %+v, %v", r, err)
+	}
+	replies := make(chan HeadReply, 1)
+	k.sign = func(h HeadRequest) HeadReply {
+		if d := cmp.Diff(request, h); d != "" {
+			t.Error(d)
+		}
+		return <-replies
+	}
+	leave := k.subscribe(RoleSigner, "signer", takes)
+	k.await(t, "signer 42 reports signer")
+	for _, want := range []HeadReply{
+		{Signature: []byte("signature")}, {Earlier: 8}, {Refused: true, Reason: "cut"}, {Reason: "token is down"},
+		{Refused: true, Reason: string(bytes.Repeat([]byte("x"), maxReason))},
+	} {
+		replies <- want
+		if r, err := sign(); err != nil || cmp.Diff(want, r) != "" {
+			t.Errorf("%+v, %v, want %+v", r, err, want)
+		}
+	}
+
+	// A signature that takes its time keeps no change from being applied, and no second head is signed meanwhile.
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := k.Sign(ctx, request); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a signature that takes too long: %v", err)
+	}
+	k.want("meanwhile", k.publish(Change{Issuer: issuerA, From: 1, To: 2}), Delivery{})
+	if r, err := sign(); err != nil || r.Reason != "another head is being signed" {
+		t.Errorf("a second one: %+v, %v", r, err)
+	}
+	close(replies)
+	leave()
+	if _, err := sign(); !errors.Is(err, ErrAbsent) {
+		t.Errorf("when signer has left: %v", err)
+	}
+}
+
+// Whoever sends what is no reply, or a reply in front's name, is cut off.
+func TestFeedSignRefuses(t *testing.T) {
+	good := HeadReply{Signature: []byte("s")}
+	for name, c := range map[string]struct {
+		role    Role
+		payload []byte
+	}{
+		"from front":     {RoleFront, good.append(nil, 9)},
+		"short":          {RoleSigner, make([]byte, 16)},
+		"no signature":   {RoleSigner, (&HeadReply{}).append(nil, 9)[:8+1+8]},
+		"another kind":   {RoleSigner, append(binary.BigEndian.AppendUint64(nil, 9), 4, 0, 0, 0, 0, 0, 0, 0, 0)},
+		"too long":       {RoleSigner, append(good.append(nil, 9), make([]byte, maxReason)...)},
+		"prove and more": {RoleSigner, append((&HeadReply{Earlier: 3}).append(nil, 9), 1)},
+	} {
+		if name == "no signature" {
+			c.payload[8] = headSigned
+		}
+		k := newFeedKit(t)
+		conn, err := k.dial(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(writeFeed(conn, feedHello, []byte{byte(c.role)}), writeFeed(conn, feedSigned, c.payload)); err != nil {
+			t.Fatal(err)
+		}
+		k.await(t, c.role.String()+" 42 is gone")
+		conn.Close()
+	}
+	// And a subscriber takes no request that is none, nor one that it did not ask for.
+	request := HeadRequest{Size: 1, Proof: make([][32]byte, maxProof)}
+	for name, c := range map[string]struct {
+		sign    func(HeadRequest) HeadReply
+		payload []byte
+	}{
+		"front":          {nil, request.append(nil)},
+		"too many":       {func(HeadRequest) HeadReply { return good }, append(request.append(nil)[:48], byte(maxProof+1))},
+		"a hash is lost": {func(HeadRequest) HeadReply { return good }, request.append(nil)[:100]},
+	} {
+		ours, theirs := net.Pipe()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			Subscriber{Role: RoleFront, Apply: takes, Report: func() []byte { return nil }, Sign: c.sign}.follow(context.Background(), theirs)
+		}()
+		go func() {
+			for {
+				if _, _, err := readFeed(ours, maxFeed); err != nil {
+					return
+				}
+			}
+		}()
+		writeFeed(ours, feedHead, c.payload)
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: the connection goes on", name)
+		}
+		ours.Close()
+	}
 }

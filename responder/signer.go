@@ -55,9 +55,10 @@ type Answer struct {
 	Unknown    bool   // some certificate was never issued, as far as is known: to be forgotten soon
 	Generation uint64 // that decided
 	ProducedAt time.Time
-	ThisUpdate time.Time // the earliest of all certificates
-	NextUpdate time.Time // the earliest of all certificates
-	DER        []byte    // empty unless Successful
+	ThisUpdate time.Time  // the earliest of all certificates
+	NextUpdate time.Time  // the earliest of all certificates
+	DER        []byte     // empty unless Successful
+	By         *Authority // that signed DER, on the side of the signer
 }
 
 // Signer answers questions: it chooses the status, builds ResponseData and has it signed. It signs nothing else.
@@ -159,6 +160,7 @@ func (s *Signer) Answer(q *Question) Answer {
 		return Answer{Status: status, Generation: answer.Generation}
 	}
 	s.signed.Add(1)
+	answer.By = a
 	return answer
 }
 

@@ -15,6 +15,7 @@ const (
 	alarmSignerUnusable    = "signer unusable"             // an issuer's key or certificate cannot be used
 	alarmSignerExpiring    = "signer certificate expiring" // or expired
 	alarmSignatureFailed   = "signature failed"
+	alarmKeyChanged        = "key changed" // the token no longer keeps it as it did
 	alarmGenerationRefused = "generation refused"
 	alarmClockBack         = "clock went back"
 	alarmSourceStale       = "source stale"
@@ -27,17 +28,21 @@ const (
 	alarmRoleDown          = "role down"
 	alarmDatabase          = "database"
 	alarmAuditLog          = "audit log"
-	alarmDiskFull          = "disk full" // the reserve was given up, or there is no room to make it
+	alarmLogHead           = "log head unsigned"     // the key in the token has not signed keeper's log for a minute, or refuses to
+	alarmListen            = "listeners differ"      // systemd holds other sockets than [listen] names
+	alarmDiskFull          = "disk full"             // the reserve was given up, or there is no room to make it
+	alarmSignatures        = "signatures miscounted" // signer's log and highwater do not agree
 )
 
-var knownAlarms = []string{alarmTokenDown, alarmSignerUnusable, alarmSignerExpiring, alarmSignatureFailed, alarmGenerationRefused,
+var knownAlarms = []string{alarmTokenDown, alarmSignerUnusable, alarmSignerExpiring, alarmSignatureFailed, alarmKeyChanged, alarmGenerationRefused,
 	alarmClockBack, alarmSourceStale, alarmSourceAging, alarmSourceRefused, alarmSourceWarning, alarmVanished, alarmDisagree, alarmCoverage, alarmRoleDown,
-	alarmDatabase, alarmAuditLog, alarmDiskFull}
+	alarmDatabase, alarmAuditLog, alarmLogHead, alarmListen, alarmDiskFull, alarmSignatures}
 
 // grave alarms mean that some question gets no answer, or soon none; the others are to be looked at.
 func grave(name string) bool {
 	switch name {
-	case alarmTokenDown, alarmSignerUnusable, alarmSignatureFailed, alarmGenerationRefused, alarmClockBack, alarmSourceStale, alarmCoverage, alarmRoleDown:
+	case alarmTokenDown, alarmSignerUnusable, alarmSignatureFailed, alarmGenerationRefused, alarmClockBack, alarmSourceStale, alarmCoverage, alarmRoleDown,
+		alarmAuditLog:
 		return true
 	}
 	return false

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -20,54 +22,123 @@ import (
 
 func newAuditCmd(a *app) *cobra.Command {
 	return group("audit", "Show, check and copy the tamper-evident log",
-		auditShowCmd(a), auditVerifyCmd(a), auditExportCmd(a), auditWitnessCmd(a))
+		auditShowCmd(a), auditVerifyCmd(a), auditExportCmd(a), auditProveCmd(a), auditWitnessCmd(a))
 }
 
-// auditKey reads the public key that a log is checked with: from file or, if that is "", the one beside the log, which whoever
-// can write the log can replace.
-func auditKey(dir, file string) (note.Verifier, error) {
+// auditKeys reads the public keys that a log is checked with: from file, one a line, or, if that is "", those beside the log, which whoever can write the
+// log can replace.
+func auditKeys(dir, file string) ([]note.Verifier, error) {
 	if file == "" {
-		file = filepath.Join(dir, "key.pub")
+		return audit.ReadKeys(dir)
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("public key of the audit log: %w", err)
 	}
-	return audit.ParsePublicKey(string(text))
+	var keys []note.Verifier
+	for _, line := range strings.Fields(string(text)) {
+		v, err := audit.ParsePublicKey(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		keys = append(keys, v)
+	}
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%s: holds no public key; a key.pub beside a log is one", file)
+	}
+	return keys, nil
 }
 
-// ownLog is the configured log with the key beside it.
-func (a *app) ownLog() (string, note.Verifier, error) {
+// A judgedLog is a log that `verify` looks at.
+type judgedLog struct {
+	Name    string // keeper or signer, or "" for the folder that was named
+	Folder  string
+	Answers string // folder of the hashes of answers; "" for none
+}
+
+// ownLogs are the configured logs; signer's only where there is one.
+func (a *app) ownLogs() ([]judgedLog, error) {
 	c, err := a.load()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	v, err := auditKey(c.keeperLog(), "")
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil, fmt.Errorf("%w; keeper begins the log at its first start", err)
+	logs := []judgedLog{{"keeper", c.keeperLog(), ""}, {"signer", c.signerLog(), c.answersDir()}}
+	if missing(logs[1].Folder) {
+		logs = logs[:1]
 	}
-	return c.keeperLog(), v, err
+	return logs, nil
+}
+
+// ownLog is one of the configured logs by name.
+func (a *app) ownLog(name string) (judgedLog, error) {
+	logs, err := a.ownLogs()
+	if err != nil {
+		return judgedLog{}, err
+	}
+	for _, l := range logs {
+		if l.Name == name {
+			return l, nil
+		}
+	}
+	if name == "signer" {
+		return judgedLog{}, errors.New("signer has no log yet; it begins one at its first start")
+	}
+	return judgedLog{}, usagef("--log %s; there are keeper and signer", name)
+}
+
+// readable explains why a log cannot be read.
+func (l judgedLog) readable(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w; run this as root, or as a user who may read %s", err, l.Folder)
+	case errors.Is(err, fs.ErrNotExist) && l.Name != "":
+		if _, local := audit.ReadLocal(l.Folder); local == nil {
+			return fmt.Errorf("%w; no head was signed yet: signer, which has the key, must run", err)
+		}
+		return fmt.Errorf("%w; %s begins the log at its first start", err, l.Name)
+	}
+	return err
+}
+
+// head is the signed head of one of our own logs.
+func (l judgedLog) head() (audit.Head, []note.Verifier, error) {
+	keys, err := audit.ReadKeys(l.Folder)
+	if err != nil {
+		return audit.Head{}, nil, l.readable(err)
+	}
+	h, err := audit.ReadHead(l.Folder, keys...)
+	return h, keys, l.readable(err)
+}
+
+// size is how many records one of our own logs has, under a signed head or not yet.
+func (l judgedLog) size() (uint64, error) {
+	if h, err := audit.ReadLocal(l.Folder); !errors.Is(err, fs.ErrNotExist) {
+		return h.Size, l.readable(err)
+	}
+	h, _, err := l.head()
+	return h.Size, err
 }
 
 func auditShowCmd(a *app) *cobra.Command {
 	var since uint64
+	var name string
 	c := &cobra.Command{
-		Use: "show", Short: "Print the records of keeper's log", Args: args(cobra.NoArgs),
+		Use: "show", Short: "Print the records of keeper's log, or of signer's", Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			dir, v, err := a.ownLog()
+			l, err := a.ownLog(name)
 			if err != nil {
 				return err
 			}
-			head, err := audit.ReadHead(dir, v)
+			size, err := l.size()
 			if err != nil {
 				return err
 			}
 			if a.json() {
-				return a.showRecordsJSON(dir, since, head.Size)
+				return a.showRecordsJSON(l.Folder, since, size)
 			}
 			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "ENTRY\tTIME\tEVENT\tOUTCOME\tACTOR\tSUBJECT\tDETAILS")
-			for r, err := range audit.Records(dir, since, head.Size) {
+			for r, err := range audit.Records(l.Folder, since, size) {
 				if err != nil {
 					return errors.Join(w.Flush(), err)
 				}
@@ -78,6 +149,7 @@ func auditShowCmd(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().Uint64Var(&since, "since", 0, "first entry to print")
+	c.Flags().StringVar(&name, "log", "keeper", "keeper or signer")
 	return a.withOutput(c)
 }
 
@@ -121,52 +193,107 @@ func quoted(s, also string) string {
 func auditVerifyCmd(a *app) *cobra.Command {
 	var key, witness string
 	c := &cobra.Command{
-		Use: "verify [DIR --key FILE]", Short: "Check a log against its signed head", Args: args(cobra.MaximumNArgs(1)),
-		Long: "Check that every entry of a log is what its signed head says. Without DIR it is keeper's own log. Whoever can write a log can\n" +
-			"also take it back to an earlier head, and replace the key beside it: give a key and a head (audit witness) kept elsewhere.",
+		Use: "verify [DIR --key FILE]", Short: "Check the logs against their signed heads", Args: args(cobra.MaximumNArgs(1)),
+		Long: "Check that every entry of a log is what its signed head says. Without DIR that is done to our own logs, keeper's and signer's. DIR is what 'audit export'\n" +
+			"made, or the copy of a log; FILE has the public keys, one a line, and of an export signer's log is judged when its key is among them. Whoever can write\n" +
+			"a log can also take it back to an earlier head, and replace the key beside it: give keys and heads (audit witness) kept elsewhere.",
 		RunE: func(_ *cobra.Command, argv []string) error {
-			dir := ""
-			if len(argv) == 1 {
-				if dir = argv[0]; key == "" {
-					return usagef("audit verify %s: --key is missing: the public key as you keep it, not the one in the folder", dir)
-				}
-			} else {
-				c, err := a.load()
+			if len(argv) == 0 {
+				logs, err := a.ownLogs()
 				if err != nil {
 					return err
 				}
-				dir = c.keeperLog()
+				return a.verifyLogs(logs, key, witness)
 			}
-			return a.verifyLog(dir, key, witness)
+			if key == "" {
+				return usagef("audit verify %s: --key is missing: the public key as you keep it, not the one in the folder", argv[0])
+			}
+			return a.verifyLogs(copiedLogs(argv[0]), key, witness)
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "file of the log's public key")
-	c.Flags().StringVar(&witness, "witness", "", "file of a head that was kept elsewhere")
+	c.Flags().StringVar(&key, "key", "", "file of the public keys, one a line")
+	c.Flags().StringVar(&witness, "witness", "", "file of heads that were kept elsewhere, as 'audit witness' prints them")
 	return a.withOutput(c)
 }
 
-func (a *app) verifyLog(dir, keyFile, witnessFile string) error {
-	v, err := auditKey(dir, keyFile)
-	if err != nil {
-		return err
+// copiedLogs are the log in a folder, and signer's below it as `export` puts it there.
+func copiedLogs(dir string) []judgedLog {
+	logs := []judgedLog{{"", dir, answersBelow(dir)}}
+	if below := filepath.Join(dir, "signer"); !missing(below) {
+		logs = append(logs, judgedLog{"signer", below, answersBelow(below)})
 	}
+	return logs
+}
+
+// missing reports that there is no such file; one that cannot be looked at is not missing.
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+func answersBelow(dir string) string {
+	if answers := filepath.Join(dir, "answers"); !missing(answers) {
+		return answers
+	}
+	return ""
+}
+
+// A logVerdict is what came of a judgedLog.
+type logVerdict struct {
+	judgedLog
+	report   *audit.Report // nil: it was not judged
+	unjudged string        // why not
+	accounts *audit.Accounts
+}
+
+func (a *app) verifyLogs(logs []judgedLog, keyFile, witnessFile string) error {
 	var witness []byte
 	if witnessFile != "" {
+		var err error
 		if witness, err = os.ReadFile(witnessFile); err != nil {
-			return fmt.Errorf("audit verify: head kept elsewhere: %w", err)
+			return fmt.Errorf("audit verify: heads kept elsewhere: %w", err)
 		}
 	}
-	r, err := audit.Verify(dir, v, witness)
-	if err != nil {
-		return err
+	var verdicts []logVerdict
+	faults, matched := 0, false
+	for n, l := range logs {
+		v, err := l.verify(keyFile, witness, n > 0)
+		if err != nil {
+			return err
+		}
+		if v.report != nil {
+			for _, other := range verdicts {
+				if other.report != nil && v.report.Head.Origin != "" && other.report.Head.Origin == v.report.Head.Origin {
+					v.report.Faults = append(v.report.Faults, audit.Fault{Text: "is the log " + v.report.Head.Origin + ", too: one stands in the place of the other"})
+				}
+			}
+			faults += len(v.report.Faults) + v.report.Omitted
+			matched = matched || v.report.Witness
+		}
+		verdicts = append(verdicts, v)
 	}
+	var err error
 	if a.json() {
-		err = a.printJSON(reportJSON(r))
+		err = a.printJSON(verdictsJSON(verdicts))
 	} else {
-		printReport(a.stdout, r)
+		for _, v := range verdicts {
+			v.print(a.stdout)
+		}
 	}
-	if err == nil && !r.OK() {
-		err = fmt.Errorf("audit verify %s: %d faults; keep a copy of the folder as evidence", dir, len(r.Faults)+r.Omitted)
+	for _, v := range verdicts {
+		switch {
+		case v.unjudged != "":
+			a.talk("%s: not judged: %s", v.Folder, v.unjudged)
+		case witness != nil && matched && !v.report.Witness:
+			a.talk("%s: no head of this log was kept in %s: whether it was cut cannot be told", v.Folder, witnessFile)
+		}
+	}
+	switch {
+	case err != nil:
+	case faults > 0:
+		err = fmt.Errorf("audit verify %s: %d faults; keep a copy of the folder as evidence", logs[0].Folder, faults)
+	case witness != nil && !matched:
+		err = fmt.Errorf("audit verify %s: %s has no head of this log; 'audit witness' prints them", logs[0].Folder, witnessFile)
 	}
 	if keyFile == "" || witness == nil {
 		a.talk("what this cannot show: a log taken back to an earlier head (--witness) or replaced together with its key (--key)")
@@ -174,33 +301,86 @@ func (a *app) verifyLog(dir, keyFile, witnessFile string) error {
 	return err
 }
 
-func printReport(w io.Writer, r *audit.Report) {
+// verify judges a log. A further one is judged only if there is a key of another log than the first one's among the keys given: its own.
+func (l judgedLog) verify(keyFile string, witness []byte, further bool) (logVerdict, error) {
+	v := logVerdict{judgedLog: l}
+	keys, err := auditKeys(l.Folder, keyFile)
+	if keyFile == "" && errors.Is(err, fs.ErrNotExist) {
+		err = l.readable(err)
+	}
+	if err != nil {
+		return v, l.readable(err)
+	}
+	if keyFile != "" && further {
+		if keys = slices.DeleteFunc(keys, func(k note.Verifier) bool { return k.Name() == keeperOrigin }); len(keys) == 0 {
+			v.unjudged = "the key of this log is not in " + keyFile
+			return v, nil
+		}
+	}
+	if v.report, err = audit.Verify(l.Folder, witness, keys...); err != nil {
+		return v, l.readable(err)
+	}
+	if l.Answers == "" || !v.report.OK() || missing(l.Answers) {
+		return v, nil
+	}
+	accounts, faults, err := audit.VerifyAnswers(l.Folder, l.Answers, v.report.Head)
+	v.accounts, v.report.Faults = &accounts, append(v.report.Faults, faults...)
+	return v, l.readable(err)
+}
+
+func (v logVerdict) print(w io.Writer) {
+	if v.report == nil {
+		return
+	}
+	r := v.report
 	for _, f := range r.Faults {
 		fmt.Fprintln(w, f)
 	}
 	if r.Omitted > 0 {
 		fmt.Fprintf(w, "and %d faults more\n", r.Omitted)
 	}
-	if len(r.Head.Note) == 0 {
-		return
-	}
-	fmt.Fprintf(w, "head: %s, %d entries, root %s\n", r.Head.Origin, r.Head.Size, r.Head.Root)
-	var ranges []string
-	for _, p := range r.Proven {
-		if p.First == p.Last {
-			ranges = append(ranges, fmt.Sprint(p.First))
-		} else {
-			ranges = append(ranges, fmt.Sprintf("%d to %d", p.First, p.Last))
+	if len(r.Head.Note) > 0 {
+		fmt.Fprintf(w, "head: %s, %d entries, root %s\n", r.Head.Origin, r.Head.Size, r.Head.Root)
+		fmt.Fprintf(w, "proven entries: %s\n", ranges(r.Proven))
+		for _, k := range r.Keys {
+			fmt.Fprintf(w, "signed by %s: entries %s\n", k.Key, ranges([]audit.Range{k.Entries}))
 		}
 	}
-	if len(ranges) == 0 {
-		ranges = []string{"none"}
+	if r.Unsigned != nil {
+		fmt.Fprintf(w, "not signed yet: entries %s, beyond the signed head\n", ranges([]audit.Range{*r.Unsigned}))
 	}
-	fmt.Fprintf(w, "proven entries: %s\n", strings.Join(ranges, ", "))
+	if v.accounts != nil {
+		fmt.Fprintf(w, "answers: %d numbers, %d of them perhaps signed and not recorded; hashes kept: %s\n", v.accounts.Last, v.accounts.Missing, ranges(keptAnswers(v.accounts)))
+		for _, k := range v.accounts.Keys {
+			fmt.Fprintf(w, "answers of issuer %s by key %s: %d\n", k.Issuer, k.Key, k.Answers)
+		}
+	}
 }
 
-// reportJSON is a report in its stable form.
-func reportJSON(r *audit.Report) any {
+func keptAnswers(a *audit.Accounts) []audit.Range {
+	if a.Kept.First == 0 {
+		return nil
+	}
+	return []audit.Range{a.Kept}
+}
+
+func ranges(list []audit.Range) string {
+	var texts []string
+	for _, p := range list {
+		if p.First == p.Last {
+			texts = append(texts, fmt.Sprint(p.First))
+		} else {
+			texts = append(texts, fmt.Sprintf("%d to %d", p.First, p.Last))
+		}
+	}
+	if len(texts) == 0 {
+		return "none"
+	}
+	return strings.Join(texts, ", ")
+}
+
+// verdictsJSON is what verify found in its stable form.
+func verdictsJSON(verdicts []logVerdict) any {
 	type span struct {
 		First uint64 `json:"first"`
 		Last  uint64 `json:"last"`
@@ -209,65 +389,150 @@ func reportJSON(r *audit.Report) any {
 		Entries *span  `json:"entries"`
 		Text    string `json:"text"`
 	}
+	type signed struct {
+		Key     string `json:"key"`
+		Entries span   `json:"entries"`
+	}
+	type account struct {
+		Issuer  string `json:"issuer"`
+		Key     string `json:"key"`
+		Answers uint64 `json:"answers"`
+	}
+	type answers struct {
+		Last    uint64    `json:"last"`
+		Missing uint64    `json:"missing"`
+		Kept    []span    `json:"kept"`
+		Keys    []account `json:"keys"`
+	}
+	type log struct {
+		Log      string   `json:"log"`
+		Folder   string   `json:"folder"`
+		Judged   bool     `json:"judged"`
+		OK       bool     `json:"ok"`
+		Origin   string   `json:"origin"`
+		Size     uint64   `json:"size"`
+		Root     string   `json:"root"`
+		Witness  bool     `json:"witness"` // a head kept elsewhere was compared
+		Proven   []span   `json:"proven"`
+		Unsigned *span    `json:"unsigned"`
+		Keys     []signed `json:"keys"`
+		Answers  *answers `json:"answers"`
+		Faults   []fault  `json:"faults"`
+		Omitted  int      `json:"omitted"`
+	}
 	out := struct {
-		V       int     `json:"v"`
-		OK      bool    `json:"ok"`
-		Origin  string  `json:"origin"`
-		Size    uint64  `json:"size"`
-		Root    string  `json:"root"`
-		Proven  []span  `json:"proven"`
-		Faults  []fault `json:"faults"`
-		Omitted int     `json:"omitted"`
-	}{V: 1, OK: r.OK(), Origin: r.Head.Origin, Size: r.Head.Size, Proven: []span{}, Faults: []fault{}, Omitted: r.Omitted}
-	if len(r.Head.Note) > 0 {
-		out.Root = r.Head.Root.String()
+		V    int   `json:"v"`
+		OK   bool  `json:"ok"`
+		Logs []log `json:"logs"`
+	}{V: 1, OK: true}
+	spans := func(list []audit.Range) []span {
+		l := []span{}
+		for _, r := range list {
+			l = append(l, span(r))
+		}
+		return l
 	}
-	for _, p := range r.Proven {
-		out.Proven = append(out.Proven, span(p))
-	}
-	for _, f := range r.Faults {
-		out.Faults = append(out.Faults, fault{(*span)(f.Entries), f.Text})
+	for _, v := range verdicts {
+		l := log{Log: v.Name, Folder: v.Folder, Proven: []span{}, Keys: []signed{}, Faults: []fault{}}
+		if r := v.report; r != nil {
+			l.Judged, l.OK, l.Origin, l.Size, l.Witness, l.Omitted = true, r.OK(), r.Head.Origin, r.Head.Size, r.Witness, r.Omitted
+			l.Proven, l.Unsigned = spans(r.Proven), (*span)(r.Unsigned)
+			if len(r.Head.Note) > 0 {
+				l.Root = r.Head.Root.String()
+			}
+			for _, k := range r.Keys {
+				l.Keys = append(l.Keys, signed{k.Key, span(k.Entries)})
+			}
+			for _, f := range r.Faults {
+				l.Faults = append(l.Faults, fault{(*span)(f.Entries), f.Text})
+			}
+			out.OK = out.OK && l.OK
+		}
+		if a := v.accounts; a != nil {
+			l.Answers = &answers{a.Last, a.Missing, spans(keptAnswers(a)), []account{}}
+			for _, k := range a.Keys {
+				l.Answers.Keys = append(l.Answers.Keys, account(k))
+			}
+		}
+		out.Logs = append(out.Logs, l)
 	}
 	return out
 }
 
 func auditExportCmd(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "export DIR", Short: "Copy keeper's log, as it stands now, into a new folder, and check the copy", Args: args(cobra.ExactArgs(1)),
+		Use: "export DIR", Short: "Copy the logs, as their signed heads have them now, into a new folder, and check the copy", Args: args(cobra.ExactArgs(1)),
+		Long: "Copy keeper's log into the new folder DIR, and signer's, with the hashes of answers that are kept, into DIR/signer, as their signed heads have them now, and\n" +
+			"check the copies. 'audit verify DIR --key FILE' checks them elsewhere.",
 		RunE: func(_ *cobra.Command, argv []string) error {
-			dir, v, err := a.ownLog()
+			logs, err := a.ownLogs()
 			if err != nil {
 				return err
 			}
-			r, err := audit.Export(dir, argv[0], v)
-			if err != nil {
-				return err
-			}
-			printReport(a.stdout, r)
-			if !r.OK() {
-				return fmt.Errorf("audit export %s: the copy has faults; see 'ocspd audit verify'", argv[0])
+			for n, to := range copiedNames(argv[0], len(logs)) {
+				if err := a.exportLog(logs[n], to); err != nil {
+					return err
+				}
 			}
 			return nil
 		},
 	}
 }
 
+func copiedNames(dir string, logs int) []string {
+	return []string{dir, filepath.Join(dir, "signer")}[:logs]
+}
+
+func (a *app) exportLog(l judgedLog, to string) error {
+	_, keys, err := l.head()
+	if err != nil {
+		return err
+	}
+	v := logVerdict{judgedLog: judgedLog{l.Name, to, ""}}
+	if v.report, err = audit.Export(l.Folder, to, keys...); err != nil {
+		return l.readable(err)
+	}
+	if l.Answers != "" && !missing(l.Answers) {
+		v.Answers = filepath.Join(to, "answers")
+		if err := os.CopyFS(v.Answers, os.DirFS(l.Answers)); err != nil {
+			return l.readable(fmt.Errorf("audit export: hashes of answers: %w", err))
+		}
+		accounts, faults, err := audit.VerifyAnswers(to, v.Answers, v.report.Head)
+		if err != nil {
+			return fmt.Errorf("audit export: hashes of answers: %w", err)
+		}
+		v.accounts, v.report.Faults = &accounts, append(v.report.Faults, faults...)
+	}
+	v.print(a.stdout)
+	if !v.report.OK() {
+		return fmt.Errorf("audit export %s: the copy has faults; see 'ocspd audit verify'", to)
+	}
+	return nil
+}
+
 func auditWitnessCmd(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "witness", Short: "Print the signed head of keeper's log, to be kept elsewhere", Args: args(cobra.NoArgs),
-		Long: "Print the signed head of keeper's log. Kept where an administrator of this machine cannot change it, it later shows, by\n" +
-			"'audit verify --witness FILE', whether the log was cut or replaced since.",
+		Use: "witness", Short: "Print the signed heads of the logs, to be kept elsewhere", Args: args(cobra.NoArgs),
+		Long: "Print the signed heads of keeper's log and of signer's. Kept where an administrator of this machine cannot change them, they later show, by\n" +
+			"'audit verify --witness FILE', whether a log was cut or replaced since.",
 		RunE: func(*cobra.Command, []string) error {
-			dir, v, err := a.ownLog()
+			logs, err := a.ownLogs()
 			if err != nil {
 				return err
 			}
-			head, err := audit.ReadHead(dir, v)
-			if err != nil {
-				return err
+			for n, l := range logs {
+				head, _, err := l.head()
+				if err != nil {
+					return err
+				}
+				if n > 0 {
+					fmt.Fprintln(a.stdout)
+				}
+				if _, err := a.stdout.Write(head.Note); err != nil {
+					return err
+				}
 			}
-			_, err = a.stdout.Write(head.Note)
-			return err
+			return nil
 		},
 	}
 }

@@ -130,19 +130,25 @@ func TestAuditVerify(t *testing.T) {
 	}
 	code, out, _ = runAudit("verify", copied, "--key", key, "-o", "json")
 	var report struct {
-		V      int
-		OK     bool
-		Proven []struct{ First, Last int }
-		Faults []struct {
-			Entries *struct{ First, Last int }
-			Text    string
+		V    int
+		OK   bool
+		Logs []struct {
+			Judged, OK bool
+			Proven     []struct{ First, Last int }
+			Faults     []struct {
+				Entries *struct{ First, Last int }
+				Text    string
+			}
 		}
 	}
 	if err := json.Unmarshal([]byte(out), &report); err != nil {
 		t.Fatal(err)
 	}
-	if code != 1 || report.V != 1 || report.OK || len(report.Proven) != 2 || len(report.Faults) != 1 || report.Faults[0].Entries.First != 1 {
-		t.Errorf("exit %d, %+v", code, report)
+	if code != 1 || report.V != 1 || report.OK || len(report.Logs) != 1 {
+		t.Fatalf("exit %d, %+v", code, report)
+	}
+	if l := report.Logs[0]; !l.Judged || l.OK || len(l.Proven) != 2 || len(l.Faults) != 1 || l.Faults[0].Entries.First != 1 {
+		t.Errorf("%+v", l)
 	}
 
 	// Truncation shows against the head kept elsewhere alone: the log begins anew with its own key.

@@ -63,9 +63,9 @@ func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *respond
 	}
 	var refused []string
 	for n, f := range append(findings, keyed...) {
-		text := fmt.Sprintf("%s (%s)", f.Text, f.Rule)
+		text := f.String()
 		if n < len(findings) {
-			text = fmt.Sprintf("certificate %s: %s", signerFile(i), text)
+			text = fmt.Sprintf("certificate %s: %s (%s)", signerFile(i), f.Text, f.Rule)
 			if f.Error && i.Signer != "" {
 				text += "; have the CA issue another ('ocspd key csr', then 'ocspd key install')"
 			}
@@ -86,6 +86,13 @@ func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *respond
 				i.Name, signerFile(i), key)
 		}
 		return nil, warnings, err
+	}
+	attributes, err := key.Attributes()
+	if err != nil {
+		return nil, warnings, fmt.Errorf("issuer %s: %w", i.Name, err)
+	}
+	if end := attributes.End(); !end.IsZero() && end.Before(a.Policy.NotAfter) {
+		a.Policy.NotAfter = end // no answer holds longer than the key is to be used (OCSP-KEY-16)
 	}
 	return a, warnings, nil
 }
@@ -142,7 +149,7 @@ func keyFindings(i *issuerConfig, key *hsm.Key, now time.Time) ([]pki.Finding, e
 	var l []pki.Finding
 	for _, f := range attributes.Findings(now) {
 		accepted := slices.Contains(i.Accept, f.Name)
-		text := fmt.Sprintf("%s: %s", key, f)
+		text := fmt.Sprintf("key %s: %s is %s, expected %s", key, f.Attribute, f.Found, f.Expected)
 		if accepted {
 			text += "; accepted by the configuration"
 		}

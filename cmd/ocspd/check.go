@@ -294,7 +294,7 @@ func checkTokens(s *statusResult, _ time.Time) *plugin {
 
 func checkSigners(s *statusResult, now time.Time) *plugin {
 	p := &plugin{service: "SIGNER"}
-	p.alarms(s, "signer", alarmSignerUnusable, alarmSignerExpiring, alarmSignatureFailed, alarmGenerationRefused, alarmClockBack)
+	p.alarms(s, "signer", alarmSignerUnusable, alarmSignerExpiring, alarmSignatureFailed, alarmKeyChanged, alarmGenerationRefused, alarmClockBack)
 	p.alarms(s, "keeper")
 	for _, i := range s.Issuers {
 		switch {

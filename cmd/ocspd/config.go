@@ -2,6 +2,7 @@ package main
 
 import (
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -23,10 +24,14 @@ type config struct {
 	Limits    limitsConfig
 	Hardening struct {
 		Require []string
-		Seccomp string // "enforce" or "log"
+		Seccomp string   // "enforce" or "log"
+		Module  []string // what tokens' modules need beyond files: network, usb, pcscd
 	}
-	AuditKey string   // PKCS#11 URI, or ""
-	Warnings []string // each "file:line:col: warning: …"
+	AuditKey     string   // PKCS#11 URI, or ""
+	AuditToken   string   // name of the [token.*] that AuditKey is in
+	AuditAccept  []string // findings of that key that are accepted
+	AuditAnswers int64    // octets that the hashes of answers may take
+	Warnings     []string // each "file:line:col: warning: …"
 }
 
 type tokenConfig struct {
@@ -35,7 +40,14 @@ type tokenConfig struct {
 	PIN         string // "file:/absolute/path" or "credential:NAME"
 	InitArgs    string
 	Environment []string // NAME=value, for the module
+	Paths       []string // that the module opens, beyond those that its environment names
 	MaxSessions int
+
+	// What only people know of the token, for `custody report`; each may be "".
+	Assurance string // certificate of the device
+	Firmware  string // version that the certificate is for
+	Ceremony  string // where the record of how the keys were made is
+	Copies    string // where copies of the keys are, or that there are none
 }
 
 type issuerConfig struct {
@@ -97,12 +109,28 @@ func (c *config) token(name string) *tokenConfig {
 	return nil
 }
 
+// tokensInUse are those that signer needs: of issuers, and of the audit log.
+func (c *config) tokensInUse() []string {
+	var names []string
+	for _, i := range c.Issuers {
+		names = append(names, i.Token)
+	}
+	if c.AuditKey != "" {
+		names = append(names, c.AuditToken)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // The places of contract.md, "Files".
 func (c *config) keeperDir() string    { return filepath.Join(c.State, "keeper") }
 func (c *config) database() string     { return filepath.Join(c.State, "keeper", "ocspd.db") }
 func (c *config) keeperLog() string    { return filepath.Join(c.State, "keeper", "log") }
 func (c *config) generations() string  { return filepath.Join(c.State, "gen") }
 func (c *config) signerDir() string    { return filepath.Join(c.State, "signer") }
+func (c *config) signerLog() string    { return filepath.Join(c.State, "signer", "log") }
+func (c *config) answersDir() string   { return filepath.Join(c.State, "signer", "answers") }
 func (c *config) signerSocket() string { return filepath.Join(c.Run, "signer.sock") }
 func (c *config) keeperSocket() string { return filepath.Join(c.Run, "keeper.sock") }
 func (c *config) feedSocket() string   { return filepath.Join(c.Run, "feed.sock") }
+func (c *config) dialerSocket() string { return filepath.Join(c.Run, "dialer.sock") }

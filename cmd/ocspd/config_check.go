@@ -82,7 +82,12 @@ type effectiveToken struct {
 	PIN         string   `toml:"pin" json:"pin"`
 	InitArgs    string   `toml:"init_args" json:"init_args"`
 	Environment []string `toml:"environment" json:"environment"`
+	Paths       []string `toml:"paths" json:"paths"`
 	MaxSessions int      `toml:"max_sessions" json:"max_sessions"`
+	Assurance   string   `toml:"assurance" json:"assurance"`
+	Firmware    string   `toml:"firmware" json:"firmware"`
+	Ceremony    string   `toml:"ceremony" json:"ceremony"`
+	Copies      string   `toml:"copies" json:"copies"`
 }
 
 type effectiveIssuer struct {
@@ -120,10 +125,13 @@ type effectiveLimits struct {
 type effectiveHardening struct {
 	Require []string `toml:"require" json:"require"`
 	Seccomp string   `toml:"seccomp" json:"seccomp"`
+	Module  []string `toml:"module" json:"module"`
 }
 
 type effectiveAudit struct {
-	Key string `toml:"key" json:"key"`
+	Key     string   `toml:"key" json:"key"`
+	Accept  []string `toml:"accept" json:"accept"`
+	Answers string   `toml:"answers" json:"answers"`
 }
 
 func (c *config) effective() effective {
@@ -133,11 +141,11 @@ func (c *config) effective() effective {
 		Token:  map[string]effectiveToken{}, Issuer: map[string]effectiveIssuer{},
 		Limits: effectiveLimits{formatSize(int64(c.Limits.Body)), formatSize(int64(c.Limits.Path)), c.Limits.Requests,
 			c.Limits.Connections, c.Limits.Waiting},
-		Hardening: effectiveHardening{filled(c.Hardening.Require), c.Hardening.Seccomp},
-		Audit:     effectiveAudit{c.AuditKey},
+		Hardening: effectiveHardening{filled(c.Hardening.Require), c.Hardening.Seccomp, filled(c.Hardening.Module)},
+		Audit:     effectiveAudit{c.AuditKey, filled(c.AuditAccept), formatSize(c.AuditAnswers)},
 	}
 	for _, t := range c.Tokens {
-		e.Token[t.Name] = effectiveToken{t.URI, t.PIN, t.InitArgs, filled(t.Environment), t.MaxSessions}
+		e.Token[t.Name] = effectiveToken{t.URI, t.PIN, t.InitArgs, filled(t.Environment), filled(t.Paths), t.MaxSessions, t.Assurance, t.Firmware, t.Ceremony, t.Copies}
 	}
 	for _, i := range c.Issuers {
 		sources := []effectiveSource{}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"ocspd/hardening"
 )
 
 const (
@@ -28,9 +30,6 @@ var findings = []string{
 	"key-not-private", "key-copyable", "key-modifiable", "key-generation-unknown",
 	"key-can-decrypt", "key-can-unwrap", "key-can-derive", "key-can-decapsulate", "key-can-sign-recover",
 }
-
-// measures are what `hardening.require` may name.
-var measures = []string{"seccomp", "landlock", "no-new-privileges", "no-core"}
 
 // readConfig reads the configuration and the issuers.d beside it, and judges every value, from the text alone: no file
 // that it names is opened. What is wrong comes back all at once, as a *configError.
@@ -66,14 +65,15 @@ func readConfig(path string) (*config, error) {
 	return c, d.err()
 }
 
-// readTokens reads what the verbs about tokens and keys need: state, run and the tokens. The rest must be TOML, no more:
+// readTokens reads what the verbs about tokens and keys need: state, run, the tokens and the audit log. The rest must be TOML, no more:
 // keys are made before there is a certificate to configure.
 func readTokens(path string) (*config, error) {
 	d := &diagnostics{}
-	c, _, err := readHead(path, d)
+	c, root, err := readHead(path, d)
 	if err != nil {
 		return nil, err
 	}
+	c.readAudit(root.table("audit")) // what is done to a key goes into the log
 	c.Warnings = lines("warning", d.warnings)
 	return c, d.err()
 }
@@ -179,15 +179,26 @@ func (c *config) readLimits(t *table) {
 
 func (c *config) readHardening(t *table) {
 	defer t.done()
-	for _, n := range t.words("require", measures) {
+	for _, n := range t.words("require", hardening.Measures) {
 		c.Hardening.Require = append(c.Hardening.Require, n.text)
 	}
 	c.Hardening.Seccomp = t.word("seccomp", "enforce", "enforce", "log")
+	for _, n := range t.words("module", profiles) {
+		c.Hardening.Module = append(c.Hardening.Module, n.text)
+	}
 }
 
 func (c *config) readAudit(t *table) {
 	defer t.done()
-	c.AuditKey, _ = t.keyURI("key")
+	var attrs map[string]string
+	if c.AuditKey, attrs = t.keyURI("key"); attrs != nil {
+		c.AuditToken = c.tokenOf(t, attrs)
+	}
+	for _, n := range t.words("accept", findings) {
+		c.AuditAccept = append(c.AuditAccept, n.text)
+		t.d.warnf(n.at, "%s: %s is accepted, which weakens what the audit log proves", t.at("accept"), n.text)
+	}
+	c.AuditAnswers = t.size("answers", 1<<30, 8<<20, 1<<40)
 }
 
 func (c *config) readToken(t *table) {
@@ -206,7 +217,8 @@ func (c *config) readToken(t *table) {
 		}
 	}
 	c.Tokens = append(c.Tokens, &tokenConfig{
-		Name: name, URI: uri, PIN: t.pin("pin"), InitArgs: t.text("init_args", ""), Environment: c.readEnvironment(t), MaxSessions: t.number("max_sessions", 4, 1, 64),
+		Name: name, URI: uri, PIN: t.pin("pin"), InitArgs: t.text("init_args", ""), Environment: c.readEnvironment(t), Paths: t.paths("paths"), MaxSessions: t.number("max_sessions", 4, 1, 64),
+		Assurance: t.text("assurance", ""), Firmware: t.text("firmware", ""), Ceremony: t.text("ceremony", ""), Copies: t.text("copies", ""),
 	})
 }
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"ocspd/hardening"
 )
 
 var updateConfig = flag.Bool("update-config", false, "rewrite testdata/config/*/*.err from what is reported now")
@@ -169,7 +171,7 @@ func TestConfigExample(t *testing.T) {
 	if d := cmp.Diff(shown, keys); d != "" {
 		t.Errorf("keys of `config show` and of the example:\n%s", d)
 	}
-	for _, name := range slices.Concat(findings, measures) {
+	for _, name := range slices.Concat(findings, hardening.Measures, profiles) {
 		if !strings.Contains(out.String(), `"`+name+`"`) {
 			t.Errorf("the example does not mention %q", name)
 		}

@@ -359,6 +359,19 @@ func (t *table) path(key, otherwise string) string {
 	return t.absolute(s)
 }
 
+// paths reads a list of names of files and directories and makes them absolute.
+func (t *table) paths(key string) []string {
+	var list []string
+	for _, n := range t.strings(key, nil) {
+		if n.text == "" {
+			t.d.errorf(n.at, "%s: an empty name", t.at(key))
+			continue
+		}
+		list = append(list, t.absolute(n.text))
+	}
+	return list
+}
+
 func (t *table) absolute(p string) string {
 	if filepath.IsAbs(p) {
 		return filepath.Clean(p)

@@ -58,7 +58,7 @@ func (a *app) control(ctx context.Context, cfg *config) (*client, error) {
 		if !errors.Is(err, errNoKeeper) {
 			return c, err
 		}
-		if err := becomeOwner(cfg.State); err != nil {
+		if err := becomeOwner(cfg.keeperDir(), cfg.State); err != nil {
 			return nil, err
 		}
 		k, err := openKeeper(ctx, cfg, log, 100*time.Millisecond)
@@ -76,32 +76,54 @@ func (a *app) control(ctx context.Context, cfg *config) (*client, error) {
 func keeperClient(cfg *config) *client {
 	dial := dialUnix(cfg.keeperSocket())
 	transport := &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		WriteBufferSize: 256 << 10, // a CRL may be large
 	}
 	return &client{http: &http.Client{Transport: transport}, close: transport.CloseIdleConnections}
 }
 
-// becomeOwner leaves root for the user that owns the state, so that no file there becomes root's.
-func becomeOwner(dir string) error {
+// becomeOwner leaves root for the user that owns the first of these folders that is there, so that no file in it becomes root's. Where each role has a user of
+// its own, the folder above theirs is root's.
+func becomeOwner(dirs ...string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	info, err := os.Stat(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // the first use: it becomes ours
-	} else if err != nil {
-		return err
+	for _, dir := range dirs {
+		info, err := os.Stat(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		owner := info.Sys().(*syscall.Stat_t)
+		return become(int(owner.Uid), int(owner.Gid))
 	}
-	owner := info.Sys().(*syscall.Stat_t)
-	return become(int(owner.Uid), int(owner.Gid))
+	return nil // the first use: it becomes ours
 }
 
 // call makes one request; the answer's JSON is read into out.
 func (c *client) call(ctx context.Context, method, path string, query url.Values, body io.Reader, out any) error {
+	resp, err := c.do(ctx, method, path, query, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(out)
+}
+
+// do makes one request. The caller closes the body of the answer.
+func (c *client) do(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "keeper", Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if f, ok := body.(*os.File); ok {
+		info, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		req.ContentLength = info.Size() // spares it the form in chunks
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -109,17 +131,17 @@ func (c *client) call(ctx context.Context, method, path string, query url.Values
 		if errors.As(err, &op) {
 			err = op.Err
 		}
-		return fmt.Errorf("keeper did not answer: %w; whether the change was made, 'ocspd lookup' tells", err)
+		return nil, fmt.Errorf("keeper did not answer: %w; whether the change was made, 'ocspd lookup' tells", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		var e controlError
-		if json.NewDecoder(resp.Body).Decode(&e) != nil || e.Error == "" {
-			return fmt.Errorf("keeper answered %s", resp.Status)
-		}
-		return &exitError{e.Code, errors.New(e.Error)}
+	var e controlError
+	if json.NewDecoder(resp.Body).Decode(&e) != nil || e.Error == "" {
+		return nil, fmt.Errorf("keeper answered %s", resp.Status)
 	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return nil, &exitError{e.Code, errors.New(e.Error)}
 }
 
 // controlled opens control, makes one call and closes it again.
@@ -136,19 +158,46 @@ func (a *app) controlled(ctx context.Context, method, path string, query url.Val
 	return c.call(ctx, method, path, query, body, out)
 }
 
-// handlerTransport serves requests in this process.
+// handlerTransport serves requests in this process. A body is read while it is written: a backup can be large.
 type handlerTransport struct{ http.Handler }
 
 func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body == nil {
 		r.Body = http.NoBody
 	}
-	w := &memoryResponse{code: http.StatusOK, header: http.Header{}}
-	t.ServeHTTP(w, r)
-	return &http.Response{StatusCode: w.code, Status: strconv.Itoa(w.code) + " " + http.StatusText(w.code), Header: w.header,
-		Body: io.NopCloser(&w.body), Request: r, ProtoMajor: 1, ProtoMinor: 1}, nil
+	body, out := io.Pipe()
+	w := &pipedResponse{header: http.Header{}, out: out, code: make(chan int, 1)}
+	go func() { // ends with the handler, for which the body is read or closed
+		t.ServeHTTP(w, r)
+		w.WriteHeader(http.StatusOK)
+		out.Close()
+	}()
+	code := <-w.code
+	return &http.Response{StatusCode: code, Status: strconv.Itoa(code) + " " + http.StatusText(code), Header: w.header,
+		Body: body, Request: r, ProtoMajor: 1, ProtoMinor: 1}, nil
 }
 
+type pipedResponse struct {
+	header http.Header
+	out    *io.PipeWriter
+	code   chan int // takes the first
+}
+
+func (w *pipedResponse) Header() http.Header { return w.header }
+
+func (w *pipedResponse) WriteHeader(code int) {
+	select {
+	case w.code <- code:
+	default:
+	}
+}
+
+func (w *pipedResponse) Write(b []byte) (int, error) {
+	w.WriteHeader(http.StatusOK)
+	return w.out.Write(b)
+}
+
+// memoryResponse keeps what a handler answers.
 type memoryResponse struct {
 	code   int
 	header http.Header
@@ -189,7 +238,8 @@ func (k *keeper) serveControl(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			p, ok := r.Context().Value(peerKey{}).(peer)
-			if !ok || !allowed(p) {
+			if !ok || !allowed(p) || k.reports.isRole(p.pid) {
+				k.recordRefused(r.Context(), p, r.URL.Path)
 				writeControlError(w, fmt.Errorf("user %s may not give orders here; run this as root or as a member of %s", p.name(), groupAdmin))
 				return
 			}

@@ -119,6 +119,7 @@ func (a *app) importFile(c *cobra.Command, path, issuer, force, file string) err
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return fmt.Errorf("%s %s: not a regular file", c.CommandPath(), file)
 	}
+	giveWay(0) // a hundred megabytes are no reason for answers to wait; where that cannot be, they do
 	var out changeResult
 	query := url.Values{"issuer": {issuer}, "name": {filepath.Base(file)}, "force": {force}}
 	if err := a.controlled(c.Context(), http.MethodPost, path, query, f, &out); err != nil {

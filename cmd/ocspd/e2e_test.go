@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -48,6 +50,9 @@ import (
 //	kill9 ROLE, back ROLE       kill a role; wait until it is back, at most as long as the contract lets it take
 //	crl FILE ISSUER NUMBER [KEY=VALUE…]
 //	                            have a CA issue a CRL
+//	delegate ISSUER CSR FILE    have a CA certify a request for a signer
+//	gone FILE                   there is no such file
+//	smalldisk FOLDER SIZE       make a folder a disk of its own; as root alone
 //	verdict VERDICT             wait until status says so
 //	alarm NAME [PLACE]          wait until an alarm stands, or after "!" until it has ended
 //	eventually D COMMAND…       repeat one of these until it succeeds
@@ -55,7 +60,8 @@ import (
 //	                            what the kernel knows of a role's process
 //	json PATH [VALUE]           look into the JSON on standard output; "!" insists that there is nothing
 //
-// Variables: URL, URL6, HTTP and ADMIN of the responder that serves.
+// Variables: URL, URL6, HTTP and ADMIN of the responder that serves; SHIM, a PKCS#11 module that spoils calls (hsm/testdata/shim.c); AWAY, for how many
+// seconds a token is taken away (10, or what OCSPD_AWAY says).
 func TestScripts(t *testing.T) {
 	tmp, err := os.MkdirTemp("", "ocspd")
 	if err != nil {
@@ -71,6 +77,10 @@ func TestScripts(t *testing.T) {
 	}
 	bin := buildBinary(t, filepath.Join(tmp, "bin"))
 	w := newWorld(t, filepath.Join(tmp, "world"), bin)
+	shim := filepath.Join(tmp, "bin", "shim.so")
+	if out, err := exec.Command("gcc", "-shared", "-fPIC", "-O1", "-o", shim, "../../hsm/testdata/shim.c", "-ldl", "-lpthread").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, out)
+	}
 	commands := map[string]func(*testscript.TestScript, bool, []string){}
 	for name, f := range siteCommands { // testscript's own would win, so that none may bear the name of one, such as stop
 		commands[name] = func(ts *testscript.TestScript, neg bool, args []string) {
@@ -89,6 +99,8 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Defer(func() { s.end(t, e.T()) })
+			e.Setenv("SHIM", shim)
+			e.Setenv("AWAY", cmp.Or(os.Getenv("OCSPD_AWAY"), "10"))
 			return nil
 		},
 		Condition: func(c string) (bool, error) {
@@ -132,6 +144,7 @@ type site struct {
 	killed   map[string]killedRole
 	loops    map[string]*asking
 	returned time.Time // of the last ocspd verb
+	disks    []string  // that were mounted
 }
 
 type killedRole struct {
@@ -206,6 +219,9 @@ func (s *site) end(t *testing.T, script testscript.T) {
 	for _, pid := range s.processes() {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
+	for _, dir := range s.disks {
+		syscall.Unmount(dir, syscall.MNT_DETACH)
+	}
 	log, _ := os.ReadFile(s.path("log"))
 	script.Log("log of ocspd serve:\n" + string(log))
 	for _, word := range []string{"DATA RACE", "panic:", "goroutine 1 ["} {
@@ -278,7 +294,7 @@ func init() {
 		},
 		"serve": (*site).cmdServe, "halt": (*site).cmdHalt, "answer": (*site).cmdAnswer, "crl": (*site).cmdCRL, "kill9": (*site).cmdKill,
 		"back": (*site).cmdBack, "alarm": (*site).cmdAlarm, "eventually": (*site).cmdEventually, "proc": (*site).cmdProc, "json": (*site).cmdJSON,
-		"verdict": (*site).cmdVerdict, "ask": (*site).cmdAsk, "asked": (*site).cmdAsked,
+		"gone": (*site).cmdGone, "delegate": (*site).cmdDelegate, "smalldisk": (*site).cmdSmallDisk, "verdict": (*site).cmdVerdict, "ask": (*site).cmdAsk, "asked": (*site).cmdAsked,
 	}
 }
 
@@ -611,6 +627,38 @@ func (s *site) cmdBack(ts *testscript.TestScript, _ bool, args []string) error {
 	})
 	ts.Logf("back after %v", time.Since(killed.at).Round(time.Millisecond))
 	return err
+}
+
+// cmdSmallDisk makes a folder a disk of its own, so small that it can be filled. It takes root.
+func (s *site) cmdSmallDisk(ts *testscript.TestScript, _ bool, args []string) error {
+	if len(args) != 2 {
+		return errors.New("smalldisk FOLDER SIZE")
+	}
+	dir := s.path(args[0])
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "mode=0700,size="+args[1]); err != nil {
+		return err
+	}
+	s.disks = append(s.disks, dir)
+	return nil
+}
+
+// cmdDelegate has a CA answer a request for a signer's certificate.
+func (s *site) cmdDelegate(ts *testscript.TestScript, _ bool, args []string) error {
+	if len(args) != 3 {
+		return errors.New("delegate ISSUER CSR FILE")
+	}
+	der := s.delegate(args[0], ts.ReadFile(args[1]))
+	return os.WriteFile(s.path(args[2]), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+}
+
+func (s *site) cmdGone(ts *testscript.TestScript, neg bool, args []string) error {
+	if _, err := os.Lstat(s.path(args[0])); (err != nil) == neg {
+		return fmt.Errorf("%s: %v", args[0], err)
+	}
+	return nil
 }
 
 func (s *site) cmdVerdict(ts *testscript.TestScript, _ bool, args []string) error {

@@ -8,20 +8,24 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"ocspd/pki"
 	"ocspd/responder"
-	"ocspd/systemd"
 )
 
-// Names of the listeners that a supervisor passes on: to front, and to keeper.
+// Names of the listeners that systemd or `ocspd serve` passes on: to front, and to keeper. systemd passes the sockets between the roles, too.
 const (
 	listenerOCSP  = "ocsp"
 	listenerHTTP  = "http"
 	listenerAdmin = "admin"
+	socketSigner  = "signer"
+	socketKeeper  = "keeper"
+	socketFeed    = "feed"
 )
 
 const linkConns = 8 // signatures under way at once: more than a token's sessions gain nothing
@@ -37,12 +41,16 @@ func runFront(ctx context.Context, r *role) error {
 	if err := front.Use(issuers); err != nil {
 		return err
 	}
-	listeners, err := frontListeners(r.cfg)
+	listeners, err := r.frontListeners()
 	if err != nil {
 		return err
 	}
+	if err := r.seal(); err != nil {
+		return err
+	}
 	gate := &gate{max: int64(r.cfg.Limits.Connections)}
-	server := newHTTPServer(front.Handler(r.cfg.Limits.Body, r.cfg.Limits.Path), r.log)
+	handler := front.Handler(r.cfg.Limits.Body, r.cfg.Limits.Path)
+	server := newHTTPServer(handler, r.log)
 	var wg sync.WaitGroup
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
@@ -54,12 +62,13 @@ func runFront(ctx context.Context, r *role) error {
 	}
 	apply := func(c responder.Change) error {
 		if c.Reload {
-			return reloadFront(r.cfg, front)
+			return r.reloadFront(front)
 		}
 		return front.Apply(c)
 	}
 	wg.Go(func() { r.subscribe(ctx, responder.RoleFront, apply, fillFrontReport(front, gate)) })
 	r.ready()
+	wg.Go(func() { r.watchdog(ctx, asksItself(handler)) })
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -88,8 +97,8 @@ func frontIssuers(cfg *config) ([]responder.FrontIssuer, error) {
 }
 
 // reloadFront takes the issuers of the configuration as it is now.
-func reloadFront(old *config, front *responder.Front) error {
-	cfg, err := rereadConfig(old)
+func (r *role) reloadFront(front *responder.Front) error {
+	cfg, err := r.rereadConfig(r.cfg)
 	if err != nil {
 		return err
 	}
@@ -114,16 +123,14 @@ func loadIssuer(i *issuerConfig) (*pki.Issuer, error) {
 }
 
 // frontListeners takes over what systemd or the supervisor holds, or else listens itself.
-func frontListeners(cfg *config) ([]net.Listener, error) {
-	passed, err := systemd.Listeners()
-	if err != nil {
-		return nil, fmt.Errorf("listeners that were passed on: %w", err)
-	}
-	if len(passed) > 0 {
-		return append(passed[listenerOCSP], passed[listenerHTTP]...), nil
+func (r *role) frontListeners() ([]net.Listener, error) {
+	configured := slices.Concat(r.cfg.Listen.OCSP, r.cfg.Listen.HTTP)
+	if passed := slices.Concat(r.passed[listenerOCSP], r.passed[listenerHTTP]); len(passed) > 0 {
+		r.compareListeners(configured, listenerOCSP, listenerHTTP)
+		return passed, nil
 	}
 	var l []net.Listener
-	for _, address := range append(append([]string(nil), cfg.Listen.OCSP...), cfg.Listen.HTTP...) {
+	for _, address := range configured {
 		one, err := listenTCP(address)
 		if err != nil {
 			return nil, err
@@ -131,6 +138,25 @@ func frontListeners(cfg *config) ([]net.Listener, error) {
 		l = append(l, one)
 	}
 	return l, nil
+}
+
+// compareListeners raises an alarm where the configuration names an address that none of the sockets has which systemd holds: those are what is
+// served. What systemd holds beyond the configuration (port 80, once its socket unit is enabled) needs no word there.
+func (r *role) compareListeners(configured []string, names ...string) {
+	var held []string
+	for _, name := range names {
+		for _, l := range r.passed[name] {
+			held = append(held, l.Addr().String())
+		}
+	}
+	var missing []string
+	for _, address := range configured {
+		if !slices.Contains(held, address) {
+			missing = append(missing, address)
+		}
+	}
+	r.alarms.when(len(held) > 0 && len(missing) > 0 && !supervised(), alarmListen, r.name, fmt.Sprintf("[listen] names %s, but systemd holds %s, and that is what is served; "+
+		"'systemctl list-sockets' shows the units: enable or edit one and restart the role, or change [listen]", strings.Join(missing, ", "), strings.Join(held, ", ")))
 }
 
 // listenTCP uses tcp4 or tcp6, so that 0.0.0.0 and [::] can both be had on one port.

@@ -38,7 +38,7 @@ func (k *keeper) follow(ctx context.Context, i *keptIssuer, s *source) {
 	retry := firstRetry
 	for {
 		wait := s.Refresh
-		if _, err := k.fetch(ctx, i, s); err != nil {
+		if _, err := k.fetch(ctx, i, s, true); err != nil {
 			wait = min(retry, s.Refresh)
 			retry = min(2*retry, s.Refresh)
 		} else {
@@ -62,22 +62,29 @@ type sourceOutcome struct {
 	Warn   []string `json:"warnings,omitempty"`
 }
 
-// fetch reads one source, and its delta, and puts in force what is new. An error was logged, recorded and raised as an alarm; what was in force stays.
-func (k *keeper) fetch(ctx context.Context, i *keptIssuer, s *source) (sourceOutcome, error) {
+// fetch reads one source, and its delta, and puts in force what is new. An error was logged, recorded and raised as an alarm; what was in force stays. Where
+// it is soon read again, a file that somebody may just be writing is no alarm yet.
+func (k *keeper) fetch(ctx context.Context, i *keptIssuer, s *source, again bool) (sourceOutcome, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out, err := k.fetchOne(ctx, i, s, s.location())
+	out, err := k.fetchOne(ctx, i, s, s.location(), again)
 	if err != nil {
 		return out, err
 	}
-	for _, location := range s.deltas() {
+	places, complete := s.deltas(), out
+	for _, location := range places {
 		var delta sourceOutcome
-		if delta, err = k.fetchOne(ctx, i, s, location); delta.Result != "unchanged" {
+		if delta, err = k.fetchOne(ctx, i, s, location, again); err != nil {
 			out = delta
+			continue
 		}
-		if err == nil {
-			break
+		for _, other := range places { // one is enough
+			k.alarms.clear(alarmSourceRefused, alarmPlace(i.config.Name, other))
 		}
+		if out = delta; delta.Result == "unchanged" {
+			out = complete
+		}
+		break
 	}
 	return out, err
 }
@@ -96,7 +103,7 @@ func (s *source) mayNameDeltas() bool {
 	return s.Delta == "" && (strings.HasPrefix(s.CRL, "http://") || strings.HasPrefix(s.CRL, "https://"))
 }
 
-func (k *keeper) fetchOne(ctx context.Context, i *keptIssuer, s *source, location string) (sourceOutcome, error) {
+func (k *keeper) fetchOne(ctx context.Context, i *keptIssuer, s *source, location string, again bool) (sourceOutcome, error) {
 	name := i.config.Name
 	out := sourceOutcome{Issuer: name, Source: location, Result: "failed"}
 	feed, err := k.feedOf(ctx, i, location)
@@ -129,11 +136,22 @@ func (k *keeper) fetchOne(ctx context.Context, i *keptIssuer, s *source, locatio
 	} else {
 		out.Text = err.Error()
 	}
-	k.alarms.when(err != nil, alarmSourceRefused, alarmPlace(name, location), out.Text)
+	if s.spared = again && err != nil && !s.spared && justWritten(location, feed.Attempt); !s.spared {
+		k.alarms.when(err != nil, alarmSourceRefused, alarmPlace(name, location), out.Text)
+	}
 	if dbErr := k.store.SetFeed(ctx, i.issuer.ID, feed); dbErr != nil {
 		k.log.Error("the read of a source cannot be recorded", "issuer", name, "source", location, "error", dbErr)
 	}
 	return out, err
+}
+
+// settleTime is how old a file is that nobody is writing any more.
+const settleTime = 5 * time.Second
+
+// justWritten reports whether a file may be in the middle of being written, by a CA that does not write aside and rename.
+func justWritten(location string, now time.Time) bool {
+	info, err := os.Stat(location)
+	return err == nil && now.Sub(info.ModTime()) < settleTime
 }
 
 // alarmPlace names a source of an issuer in an alarm.
@@ -246,6 +264,9 @@ func (k *keeper) readFile(ctx context.Context, i *keptIssuer, s *source, locatio
 		r, err = k.install(ctx, i, db.Origin{Location: location, Source: s.location()}, snap, "")
 	}
 	if snap != nil && location == s.CRL && s.mayNameDeltas() {
+		for _, place := range s.freshest { // that may be named no more
+			k.alarms.clear(alarmSourceRefused, alarmPlace(i.config.Name, place))
+		}
 		s.read, s.freshest = true, snap.Freshest
 	}
 	switch {
@@ -318,7 +339,11 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 	location := from.Location
 	from.At, from.Validity, from.Override = time.Now(), i.config.Validity, force != ""
 	counting, holds := countHolds(snap)
-	staged, err := k.store.Stage(ctx, i.issuer.ID, from, counting, nil)
+	var base pki.File
+	staged, err := k.store.Stage(ctx, i.issuer.ID, from, counting, func(number uint64, walk func(func(*pki.Packed) error) error) (err error) {
+		base, err = generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, walk)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -328,7 +353,7 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 	if force != "" {
 		event.Details = append(event.Details, audit.Detail{Name: "override", Value: cut(force, 1000)})
 	}
-	view, err := k.flip(ctx, i, staged, event)
+	view, err := k.flip(ctx, i, staged, base, event)
 	if err != nil {
 		if isFull(err) { // what was written aside must be deleted, which takes room, too
 			k.giveReserve(err)
@@ -398,13 +423,9 @@ func (k *keeper) checkDisagreements(ctx context.Context, i *keptIssuer) {
 		fmt.Sprintf("the CRL and the index say different things of %d certificates; revoked wins; ask the CA which is right", tally.Disagreements))
 }
 
-// flip writes the base of a staged import, then puts it in force.
-func (k *keeper) flip(ctx context.Context, i *keptIssuer, staged *db.Staged, event audit.Record) (db.View, error) {
+// flip puts a staged import in force, whose base was written.
+func (k *keeper) flip(ctx context.Context, i *keptIssuer, staged *db.Staged, base pki.File, event audit.Record) (db.View, error) {
 	defer k.store.Abort(staged) // nothing, once it is in force
-	base, err := k.writeBase(ctx, i, staged.Number, staged)
-	if err != nil {
-		return db.View{}, err
-	}
 	change := responder.Change{All: staged.Report.All || len(staged.Report.Serials) > responder.MaxChanged, Serials: staged.Report.Serials}
 	view, _, err := k.putInForce(ctx, i, event, base, change, func(publish db.Publish) (db.View, error) {
 		return k.store.Flip(ctx, staged, publish)
@@ -668,7 +689,7 @@ func (k *keeper) handleFetch(r *http.Request) (any, error) {
 	out := fetchResult{V: 1, Sources: []sourceOutcome{}}
 	for _, i := range which {
 		for _, s := range i.sources {
-			o, err := k.fetch(r.Context(), i, s)
+			o, err := k.fetch(r.Context(), i, s, false)
 			if err != nil {
 				out.Failed++
 			}

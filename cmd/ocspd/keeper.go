@@ -23,7 +23,6 @@ import (
 	"ocspd/ingest"
 	"ocspd/pki"
 	"ocspd/responder"
-	"ocspd/systemd"
 )
 
 // keeper holds the revocation data: it reads what CAs publish, records it, and puts generations in force. It has no key of an issuer, no
@@ -39,10 +38,14 @@ type keeper struct {
 	ballast ballast
 	litter  chan struct{} // something out of force is to be deleted; nil where no role runs
 	unlock  func()
+	walled  map[responder.Role]int // processes whose walls are in the log
 
-	reloading sync.Mutex // guards the rest
-	reloads   uint64
-	restart   func(*keeperState) // begins to follow the sources of a state, in place of those before; nil where no role runs
+	refused refusals
+
+	reloading  sync.Mutex // guards the rest
+	reloads    uint64
+	configured []audit.Detail     // what is in use, as configDetails has it
+	restart    func(*keeperState) // begins to follow the sources of a state, in place of those before; nil where no role runs
 }
 
 // keeperState is what a configuration comes to; reload replaces it as a whole.
@@ -75,6 +78,7 @@ type source struct {
 	sourceConfig
 	mu       sync.Mutex // one read at a time
 	read     bool       // whole, by this process
+	spared   bool       // its last reading was refused without an alarm, since the file had just been written
 	freshest []string   // where its last complete CRL says that delta CRLs are
 }
 
@@ -108,11 +112,7 @@ func (k *keeper) open(ctx context.Context) (err error) {
 	if k.store, err = db.Open(ctx, k.cfg.database(), k.log); err != nil {
 		return err
 	}
-	signer, public, err := audit.LoadOrCreateKey(filepath.Join(k.cfg.keeperDir(), "audit.key"), "ocspd/keeper")
-	if err != nil {
-		return err
-	}
-	if k.audit, err = audit.Open(k.cfg.keeperLog(), signer, public, k.log); err != nil {
+	if k.audit, err = openKeeperLog(k); err != nil {
 		return err
 	}
 	k.feed = responder.NewFeed(k.reports.take)
@@ -122,6 +122,7 @@ func (k *keeper) open(ctx context.Context) (err error) {
 		return err
 	}
 	k.fetcher = ingest.NewFetcher(spool)
+	k.fetcher.DialBy(dialFor(k.cfg))
 	state := &keeperState{cfg: k.cfg}
 	for _, c := range k.cfg.Issuers {
 		i, err := k.openIssuer(ctx, c)
@@ -287,13 +288,40 @@ func (k *keeper) dropUnconfigured(ctx context.Context, i *keptIssuer) error {
 		if err != nil {
 			return err
 		}
-		event := audit.Record{Event: "source.remove", Subject: i.config.Name, Details: []audit.Detail{{Name: "source", Value: l.Location}, {Name: "reason", Value: why}}}
-		if _, err := k.flip(ctx, i, staged, event); err != nil {
+		lost, err := k.lostWith(ctx, i, staged)
+		var base pki.File
+		if err == nil {
+			base, err = k.writeBase(ctx, i, staged.Number, staged)
+		}
+		if err != nil {
+			k.store.Abort(staged)
 			return err
 		}
+		event := audit.Record{Event: "source.remove", Subject: i.config.Name, Details: []audit.Detail{
+			{Name: "source", Value: l.Location}, {Name: "reason", Value: why}, {Name: "permanent revocations", Value: strconv.FormatInt(lost, 10)}}}
+		if _, err := k.flip(ctx, i, staged, base, event); err != nil {
+			return err
+		}
+		k.alarms.when(lost > 0, alarmVanished, alarmPlace(i.config.Name, l.Location), fmt.Sprintf("%d permanent revocations went out of force with this source (%s); "+
+			"configure it again, or see that another source has them, or enter them with 'ocspd revoke'", lost, why))
 		lineages = slices.DeleteFunc(slices.Clone(lineages), func(o db.Lineage) bool { return o.Key == l.Key })
 	}
 	return nil
+}
+
+// lostWith counts the permanent revocations that nothing says any more once a source is removed.
+func (k *keeper) lostWith(ctx context.Context, i *keptIssuer, removal *db.Staged) (lost int64, err error) {
+	for sign, st := range map[int64]*db.Staged{1: nil, -1: removal} {
+		if _, err := k.store.Merged(ctx, i.issuer.ID, st, func(p *pki.Packed) error {
+			if p.Status().Permanent() {
+				lost += sign
+			}
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+	}
+	return lost, nil
 }
 
 func (i *keptIssuer) hasCRL() bool {
@@ -392,30 +420,35 @@ func runKeeper(ctx context.Context, r *role) error {
 		return err
 	}
 	defer k.close()
-	k.role = r
-	if k.cfg.AuditKey != "" {
-		k.log.Warn("audit.key is not used by this version: the head of the log is signed by a key in state/keeper")
+	for _, a := range k.alarms.list() { // what came up when the state was opened
+		r.alarms.raise(a.Name, a.Issuer, a.Text)
 	}
-	if err := lowerPriority(); err != nil {
+	k.role = r
+	if err := giveWay(keeperNice); err != nil {
 		k.log.Warn("an import may slow down answers", "error", err)
 	}
-	if err := k.record(ctx, audit.Record{Event: "keeper.start", Outcome: outcomeOK, Details: []audit.Detail{{Name: "version", Value: version()}}}); err != nil {
+	if err := k.recordStart(ctx); err != nil {
 		return err
 	}
-	control, err := listenUnix(k.cfg.keeperSocket())
+	control, err := r.listenUnix(socketKeeper, k.cfg.keeperSocket())
 	if err != nil {
 		return err
 	}
 	defer control.Close()
-	feed, err := listenUnix(k.cfg.feedSocket())
+	feed, err := r.listenUnix(socketFeed, k.cfg.feedSocket())
 	if err != nil {
 		return err
 	}
 	defer feed.Close()
-	admin, err := adminListeners(k.cfg)
+	admin, err := r.adminListeners()
 	if err != nil {
 		return err
 	}
+	if err := r.seal(); err != nil {
+		return err
+	}
+	k.walled = map[responder.Role]int{}
+	k.record(ctx, hardeningRecord("keeper", k.measures))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -428,7 +461,7 @@ func runKeeper(ctx context.Context, r *role) error {
 		})
 	}
 	run(func() error { return k.serveControl(ctx, control) })
-	run(func() error { return k.feed.Serve(ctx, feed, allowUsers(userFront, userSigner)) })
+	run(func() error { return k.feed.Serve(ctx, feed, k.oneRole(allowSubscribers())) })
 	for _, l := range admin {
 		run(func() error {
 			return serveUntil(ctx, newHTTPServer(k.adminHandler(), k.log), l)
@@ -436,9 +469,13 @@ func runKeeper(ctx context.Context, r *role) error {
 	}
 	k.followAll(ctx, &wg)
 	wg.Go(func() { k.watch(ctx) })
+	if k.cfg.AuditKey != "" {
+		wg.Go(func() { k.signHeads(ctx) })
+	}
 	k.litter = make(chan struct{}, 1)
 	wg.Go(func() { k.recheck(ctx) })
 	k.ready()
+	wg.Go(func() { k.watchdog(ctx, k.readsDatabase) })
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -474,16 +511,21 @@ func (k *keeper) followAll(ctx context.Context, wg *sync.WaitGroup) {
 	})
 }
 
-// adminListeners takes over what the supervisor holds, or else listens itself.
-func adminListeners(cfg *config) ([]net.Listener, error) {
-	passed, err := systemd.Listeners()
-	if err != nil {
-		return nil, fmt.Errorf("listeners that were passed on: %w", err)
+// adminListeners takes over what systemd or the supervisor holds, or else listens itself.
+func (r *role) adminListeners() ([]net.Listener, error) {
+	address := r.cfg.Listen.Admin
+	passed := r.passed[listenerAdmin]
+	switch {
+	case address == "" && len(passed) > 0:
+		r.log.Warn("the status page is off, but its socket unit still takes connections; turn that off, too", "next", "systemctl mask --now ocspd-admin.socket")
+		fallthrough
+	case address == "":
+		return nil, nil
+	case len(passed) > 0:
+		r.compareListeners([]string{address}, listenerAdmin)
+		return passed, nil
 	}
-	if l := passed[listenerAdmin]; len(l) > 0 || cfg.Listen.Admin == "" {
-		return l, nil
-	}
-	l, err := listenTCP(cfg.Listen.Admin)
+	l, err := listenTCP(address)
 	if err != nil {
 		return nil, err
 	}
@@ -494,12 +536,15 @@ func adminListeners(cfg *config) ([]net.Listener, error) {
 func (k *keeper) watch(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	told := map[alarmKey]bool{}
 	for {
 		for _, i := range k.issuers() {
 			k.announcePending(ctx, i)
 		}
 		k.checkSources(ctx, time.Now())
 		k.checkRoles(time.Now())
+		k.recordWalls(ctx)
+		k.recordAlarms(ctx, told)
 		if k.keepReserve() {
 			k.resumeAudit(ctx)
 		}
@@ -614,16 +659,17 @@ func (r *reports) get(role responder.Role) *heardReport {
 // controlHandler is what verbs call.
 func (k *keeper) controlHandler() http.Handler {
 	m := http.NewServeMux()
-	m.Handle("POST /crl/import", handle(k.handleCRLImport))
-	m.Handle("POST /index/import", handle(k.handleIndexImport))
-	m.Handle("POST /crl/fetch", handle(k.handleFetch))
+	m.Handle("POST /crl/import", handle(k.signed(k.handleCRLImport)))
+	m.Handle("POST /index/import", handle(k.signed(k.handleIndexImport)))
+	m.Handle("POST /crl/fetch", handle(k.signed(k.handleFetch)))
 	m.Handle("GET /crl/status", handle(k.handleSources))
-	m.Handle("POST /revoke", handle(k.handleRevoke))
-	m.Handle("POST /unrevoke", handle(k.handleUnrevoke))
+	m.Handle("POST /revoke", handle(k.signed(k.handleRevoke)))
+	m.Handle("POST /unrevoke", handle(k.signed(k.handleUnrevoke)))
 	m.Handle("GET /lookup", handle(k.handleLookup))
 	m.Handle("GET /status", handle(k.handleStatus))
-	m.Handle("POST /reload", handle(k.handleReload))
+	m.Handle("POST /reload", handle(k.signed(k.handleReload)))
+	m.Handle("POST /record", handle(k.signed(k.handleRecord)))
 	m.Handle("GET /db/check", handle(k.handleCheck))
-	m.Handle("POST /db/backup", handle(k.handleBackup))
+	m.HandleFunc("POST /db/backup", k.handleBackup)
 	return m
 }

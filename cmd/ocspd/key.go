@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -74,7 +75,7 @@ func newKeyCmd(a *app) *cobra.Command {
 	}
 	destroy.Flags().StringVar(&fingerprint, "yes", "", "the key's SHA-256 fingerprint, as 'key show' prints it")
 	return group("key", "Keys in the tokens", a.withOutput(withToken(generate)), a.withOutput(withToken(list)),
-		a.withOutput(withToken(show)), withToken(csr), install, withToken(destroy))
+		a.withOutput(withToken(show)), withToken(csr), install, withToken(destroy), keyRecordCmd(a))
 }
 
 // keyURI takes a label, or a pkcs11: URI where the label alone does not do.
@@ -169,11 +170,17 @@ func (a *app) keyGenerate(token, label, kind, id string) error {
 	if err != nil || len(ckaID) > 64 {
 		return usagef("key generate: --id %s; give up to 64 octets in hex", id)
 	}
-	return a.withNamedToken(token, func(_ *config, t *tokenConfig, h *hsm.Token) error {
+	return a.withRecordedToken(token, "key.generate", label, func(r *recorder, t *tokenConfig, h *hsm.Token) error {
+		r.know("type", kind)
+		if err := r.begin(); err != nil {
+			return err
+		}
 		k, err := h.Generate(label, ckaID, hsm.Algorithm(kind))
 		if err != nil {
 			return err
 		}
+		r.know("id", hex.EncodeToString(k.ID))
+		r.know("spki_sha256", fingerprint(k.Public()))
 		s, err := shown(t, k)
 		if err != nil {
 			return fmt.Errorf("the key %s was made; reading it back: %w", k, err)
@@ -473,6 +480,31 @@ func (a *app) keyInstall(ctx context.Context, path, name string, dryRun bool) er
 	if err != nil {
 		return fmt.Errorf("key install: %w", err)
 	}
+	if dryRun {
+		if err := a.checkInstall(ctx, cfg, i, issuer, cert, path, true); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stdout, "issuer %s: the certificate is good and goes with the key; nothing was written\n", i.Name)
+		return nil
+	}
+	r, err := a.newRecorder(cfg, "key.install", i.Name)
+	if err != nil {
+		return err
+	}
+	r.know("spki_sha256", fingerprint(cert.PublicKey))
+	r.know("certificate_sha256", fmt.Sprintf("%x", sha256.Sum256(cert.Raw)))
+	err = a.checkInstall(ctx, cfg, i, issuer, cert, path, false)
+	if err == nil {
+		err = r.begin()
+	}
+	if err == nil {
+		err = a.putCertificate(i, cert)
+	}
+	return r.end(err)
+}
+
+// checkInstall judges the certificate and proves that it goes with the key.
+func (a *app) checkInstall(ctx context.Context, cfg *config, i *issuerConfig, issuer *pki.Issuer, cert *x509.Certificate, path string, dryRun bool) error {
 	credential, account, err := signerAccount(cfg)
 	if err != nil {
 		return err
@@ -487,14 +519,7 @@ func (a *app) keyInstall(ctx context.Context, path, name string, dryRun bool) er
 	} else if err = a.judge("key install "+path, findings); err == nil {
 		err = a.prove(ctx, cfg, i, cert)
 	}
-	if err != nil {
-		return err
-	}
-	if dryRun {
-		fmt.Fprintf(a.stdout, "issuer %s: the certificate is good and goes with the key; nothing was written\n", i.Name)
-		return nil
-	}
-	return a.putCertificate(i, cert)
+	return err
 }
 
 // judge prints the warnings and returns the refusal.
@@ -543,7 +568,7 @@ func (a *app) prove(ctx context.Context, cfg *config, i *issuerConfig, cert *x50
 		if err != nil {
 			return err
 		}
-		return a.judge("key install: the key", findings)
+		return a.judge("key install", findings)
 	})
 }
 
@@ -646,7 +671,7 @@ func (a *app) keyDestroy(token, label, confirmed string) error {
 		whole = &config{}
 		a.talk("warning: the configuration is not whole (see 'ocspd config check'), so whether an issuer signs with the key cannot be told")
 	}
-	return a.withNamedToken(token, func(_ *config, t *tokenConfig, h *hsm.Token) error {
+	return a.withRecordedToken(token, "key.destroy", label, func(r *recorder, t *tokenConfig, h *hsm.Token) error {
 		k, err := h.Find(keyURI(label))
 		if k == nil {
 			return err
@@ -655,6 +680,8 @@ func (a *app) keyDestroy(token, label, confirmed string) error {
 			return fmt.Errorf("key destroy %s: it has no fingerprint to confirm it by: %w; destroy it with the tools of the token", label, k.Usable())
 		}
 		found := fingerprint(k.Public())
+		r.know("key", k.String())
+		r.know("spki_sha256", found)
 		switch {
 		case confirmed == "":
 			return usagef("key destroy: there is no way back; to destroy %s of token %s give --yes %s", k, t.Name, found)
@@ -669,10 +696,17 @@ func (a *app) keyDestroy(token, label, confirmed string) error {
 				return fmt.Errorf("key destroy: issuer %s signs with %s; name another `key` in its configuration and reload first", i.Name, k)
 			}
 		}
+		if err := r.begin(); err != nil {
+			return err
+		}
 		if err := h.Destroy(k); err != nil {
 			return err
 		}
+		r.know("evidence", "no private key of its label and id was found on the token afterwards")
+		copies := cmp.Or(t.Copies, "not stated")
+		r.know("copies", copies)
 		fmt.Fprintf(a.stdout, "token %s: key %s (SPKI SHA-256 %s) is destroyed, and no private key of its label and id is left\n", t.Name, k, found)
+		a.talk("copies of this token's keys, by the configuration: %s; the key is gone for good when it is destroyed there too (OCSP-KEY-19)", copies)
 		return nil
 	})
 }

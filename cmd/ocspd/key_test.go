@@ -5,23 +5,27 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"ocspd/hsm"
+	"ocspd/responder"
 )
 
 const testPIN = "2468-secret"
 
 // tokenHouse is a configuration with a SoftHSM token and a CA made by openssl.
 type tokenHouse struct {
-	t   *testing.T
+	t   testing.TB
 	dir string
 }
 
-func newTokenHouse(t *testing.T) *tokenHouse {
+func newTokenHouse(t testing.TB) *tokenHouse {
 	t.Helper()
 	h := &tokenHouse{t, t.TempDir()}
 	h.write("softhsm2.conf", fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", h.dir))
@@ -299,6 +303,73 @@ func TestWrongPIN(t *testing.T) {
 	h.ocspd(0, "SoftHSM", "token", "info")
 	h.ocspd(0, "tries the PIN again, once", "token", "retry", "main")
 	h.ocspd(0, "", "key", "list")
+}
+
+// OCSP-KEY-19: what was destroyed, that it is gone by a look afterwards, and where else it may still be.
+func TestKEY19Destroyed(t *testing.T) {
+	h := newTokenHouse(t)
+	var made struct {
+		Fingerprint string `json:"spki_sha256"`
+	}
+	h.json(h.ocspd(0, "", "key", "generate", "gone", "--type", "p256", "-o", "json"), &made)
+	h.ocspd(0, "", "key", "generate", "stays", "--type", "p256")
+	h.ocspd(0, made.Fingerprint+"|no private key of its label and id is left|copies of this token's keys, by the configuration: not stated|OCSP-KEY-19",
+		"key", "destroy", "gone", "--yes", made.Fingerprint)
+	left := h.exec("", "pkcs11-tool", "--module", softHSM, "--token-label", "ocsp", "--login", "--pin", testPIN, "--list-objects")
+	if strings.Contains(left, "gone") || strings.Count(left, "stays") != 2 {
+		t.Errorf("left on the token:\n%s", left)
+	}
+	h.write("ocspd.toml", strings.Replace(h.read("ocspd.toml"), "pin = ", "copies = \"wrapped, in the safe of the other site\"\npin = ", 1))
+	h.json(h.ocspd(0, "", "key", "show", "stays", "-o", "json"), &made)
+	h.ocspd(0, "wrapped, in the safe of the other site; the key is gone for good when it is destroyed there too", "key", "destroy", "stays", "--yes", made.Fingerprint)
+}
+
+// OCSP-KEY-20: somebody changes how the token keeps a key that is in use: an alarm, which says what.
+func TestKEY20AttributeDrift(t *testing.T) {
+	h := newTokenHouse(t)
+	tool := func(options ...string) {
+		h.exec("", "pkcs11-tool", append([]string{"--module", softHSM, "--token-label", "ocsp", "--login", "--pin", testPIN}, options...)...)
+	}
+	tool("--keypairgen", "--key-type", "EC:secp256r1", "--label", "class1-ocsp", "--id", "05") // others leave a key modifiable
+	token, err := hsm.Open(hsm.Config{Name: "main", URI: "pkcs11:token=ocsp?module-path=" + softHSM, MaxSessions: 2,
+		PIN: func() ([]byte, error) { return []byte(testPIN), nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer token.Close()
+	key, err := token.Find("pkcs11:object=class1-ocsp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &signerRole{role: &role{alarms: newAlarmSet(slog.New(slog.NewTextHandler(t.Output(), nil)))}}
+	s.state.Store(&signerState{issuers: []*signedIssuer{{config: &issuerConfig{Name: "class1"}, usable: true, authority: &responder.Authority{Key: key}}}})
+	raised := func() string {
+		for _, a := range s.alarms.list() {
+			if a.Name == alarmKeyChanged && a.Issuer == "class1" {
+				return a.Text
+			}
+		}
+		return ""
+	}
+	s.checkAttributes(false) // as it was when it was taken
+	s.checkAttributes(true)
+	if text := raised(); text != "" {
+		t.Errorf("nothing has changed: %s", text)
+	}
+	tool("--set-id", "06", "--type", "privkey", "--label", "class1-ocsp")
+	s.checkAttributes(false)
+	if text := raised(); text != "" {
+		t.Errorf("it was not to compare: %s", text)
+	}
+	s.checkAttributes(true)
+	if text := raised(); !strings.Contains(text, "CKA_ID was 05 and is 06") || !strings.Contains(text, "OCSP-KEY-20") {
+		t.Errorf("after the change: %q", text)
+	}
+	tool("--set-id", "05", "--type", "privkey", "--label", "class1-ocsp")
+	s.checkAttributes(true)
+	if text := raised(); text != "" {
+		t.Errorf("it is as it was: %s", text)
+	}
 }
 
 func TestReadPIN(t *testing.T) {

@@ -148,7 +148,7 @@ func newRoot(a *app) *cobra.Command {
 		newRoleCmd(a, "keeper", "Run the role that keeps the revocation data", runKeeper),
 		newConfigCmd(a), newIssuerCmd(a), newTokenCmd(a), newKeyCmd(a),
 		newCRLCmd(a), newIndexCmd(a), newRevokeCmd(a), newUnrevokeCmd(a), newLookupCmd(a),
-		newStatusCmd(a), newQueryCmd(a), newCheckCmd(a), newAuditCmd(a), newDBCmd(a), newBackupCmd(a), newRestoreCmd(a), newReloadCmd(a), newVersionCmd(a),
+		newStatusCmd(a), newQueryCmd(a), newCheckCmd(a), newAuditCmd(a), newCustodyCmd(a), newAcceptCmd(a), newDBCmd(a), newBackupCmd(a), newRestoreCmd(a), newReloadCmd(a), newVersionCmd(a), newManCmd(a), newDialCmd(),
 	)
 	return root
 }

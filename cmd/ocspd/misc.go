@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +21,7 @@ import (
 
 	"ocspd/audit"
 	"ocspd/db"
+	"ocspd/ingest"
 )
 
 // release is set when a package is built; a build from a checkout has none.
@@ -100,13 +101,56 @@ func newBackupCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var out dbResult
-			if err := a.controlled(c.Context(), http.MethodPost, "/db/backup", url.Values{"file": {file}}, nil, &out); err != nil {
+			cfg, err := a.load()
+			if err == nil {
+				err = a.backup(c.Context(), cfg, file)
+			}
+			if err != nil {
 				return err
 			}
-			return a.printDB(&out)
+			return a.printDB(&dbResult{V: 1, Text: "written and checked: " + file})
 		},
 	})
+}
+
+// backup writes the copy itself: a keeper that runs can write to no folder but its own, and sends it. It takes its name only when it was checked.
+func (a *app) backup(ctx context.Context, cfg *config, file string) error {
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("backup %s: exists already; name another file", file)
+	}
+	c, err := a.control(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	aside, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
+	if err != nil {
+		return fmt.Errorf("backup %s: %w", file, err)
+	}
+	defer os.Remove(aside.Name())
+	defer aside.Close()
+	resp, err := c.do(ctx, http.MethodPost, "/db/backup", nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(aside, resp.Body)
+	if err == nil {
+		err = aside.Sync()
+	}
+	if err == nil {
+		err = db.CheckFile(ctx, aside.Name())
+	}
+	if err == nil {
+		err = os.Rename(aside.Name(), file)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(file))
+	}
+	if err != nil {
+		return fmt.Errorf("backup %s: %w", file, err)
+	}
+	return nil
 }
 
 func newRestoreCmd(a *app) *cobra.Command {
@@ -139,7 +183,7 @@ func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Lo
 		return nil, errors.New("restore: keeper runs; stop ocspd first")
 	}
 	actor := ownName()
-	if err := becomeOwner(cfg.State); err != nil {
+	if err := becomeOwner(cfg.keeperDir(), cfg.State); err != nil {
 		return nil, err
 	}
 	unlock, err := lockState(ctx, cfg.keeperDir(), lockPatience)
@@ -239,10 +283,20 @@ func (k *keeper) handleCheck(r *http.Request) (any, error) {
 	return out, nil
 }
 
-func (k *keeper) handleBackup(r *http.Request) (any, error) {
-	file := r.URL.Query().Get("file")
-	if err := k.store.Backup(r.Context(), file); err != nil {
-		return nil, fmt.Errorf("backup %s: %w", file, err)
+// handleBackup makes a checked copy in keeper's folder and sends it.
+func (k *keeper) handleBackup(w http.ResponseWriter, r *http.Request) {
+	file := filepath.Join(k.cfg.keeperDir(), "spool", fmt.Sprintf("%sbackup-%d", ingest.SpoolPrefix, time.Now().UnixNano())) // what is left there, the next start removes
+	err := k.store.Backup(r.Context(), file)
+	if err != nil {
+		writeControlError(w, err)
+		return
 	}
-	return dbResult{V: 1, Text: "written and checked: " + file}, nil
+	defer os.Remove(file)
+	f, err := os.Open(file)
+	if err != nil {
+		writeControlError(w, fmt.Errorf("backup: %w", err))
+		return
+	}
+	defer f.Close()
+	http.ServeContent(w, r, "", time.Time{}, f)
 }

@@ -10,9 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"ocspd/responder"
 )
 
 // Users of the roles where each has its own; under `ocspd serve` all three are one user, whoever that is.
@@ -57,9 +60,19 @@ func (p peer) name() string {
 	return fmt.Sprintf("uid %d", p.uid)
 }
 
-// allowUsers lets in root, our own user and the named ones.
+// hiddenUser is how the kernel shows an account that has no place in our user namespace (user_namespaces(7)).
+const hiddenUser = 65534
+
+// usersHidden reports whether this process sees no accounts but root and its own: its unit has PrivateUsers=yes.
+func usersHidden() bool {
+	m, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(m)), " ") != "0 0 4294967295"
+}
+
+// allowUsers lets in root, our own user and the named ones. Where accounts are hidden, it lets in everyone hidden: then it is the socket's owner, group
+// and mode, which the kernel applies to who they really are, that decide alone.
 func allowUsers(names ...string) func(net.Conn) (int, error) {
-	allowed := map[uint32]bool{0: true, uint32(os.Geteuid()): true}
+	allowed := map[uint32]bool{0: true, uint32(os.Geteuid()): true, hiddenUser: usersHidden()}
 	for _, n := range names {
 		if u, err := user.Lookup(n); err == nil {
 			if id, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
@@ -79,6 +92,17 @@ func allowUsers(names ...string) func(net.Conn) (int, error) {
 	}
 }
 
+// allowSubscribers lets nobody into the feed as signer but signer: what signer says of the key that signs the log is believed.
+func allowSubscribers() func(net.Conn, responder.Role) (int, error) {
+	front, signer := allowUsers(userFront), allowUsers(userSigner)
+	return func(c net.Conn, role responder.Role) (int, error) {
+		if role == responder.RoleSigner {
+			return signer(c)
+		}
+		return front(c)
+	}
+}
+
 // withSocketPath calls f with a path to the socket that fits into a sockaddr_un (107 octets), however deep the directory lies.
 func withSocketPath[T any](path string, f func(string) (T, error)) (none T, err error) {
 	const longest = 107
@@ -93,8 +117,21 @@ func withSocketPath[T any](path string, f func(string) (T, error)) (none T, err 
 	return f(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
 }
 
-// listenUnix makes a socket that only our user and root can open, in place of one that a dead process left. A live one stays.
-func listenUnix(path string) (net.Listener, error) {
+// listenUnix takes over the socket that systemd holds for us under that name, whose owner and mode its unit decides, or else makes one.
+func (r *role) listenUnix(name, path string) (net.Listener, error) {
+	passed := r.passed[name]
+	if len(passed) == 0 {
+		return makeUnix(path)
+	}
+	if at := passed[0].Addr().String(); at != path || len(passed) > 1 {
+		return nil, fmt.Errorf("socket %s: systemd holds %s for it, and run = %q; the other roles look for it there: change the unit ('systemctl edit ocspd-%s.socket') or the configuration",
+			path, at, r.cfg.Run, name)
+	}
+	return passed[0], nil
+}
+
+// makeUnix makes a socket that only our user and root can open, in place of one that a dead process left. A live one stays.
+func makeUnix(path string) (net.Listener, error) {
 	if c, err := dialUnix(path)(context.Background()); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("socket %s: another process serves on it; stop that one first", path)

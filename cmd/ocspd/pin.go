@@ -26,7 +26,7 @@ func readPIN(source string) ([]byte, error) {
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" {
 			return nil, fmt.Errorf("PIN: the credential %s is there only inside a systemd unit that loads it; run this in one: "+
-				"systemd-run --pty --property=LoadCredential=%s:FILE …", name, name)
+				"systemd-run --pipe --wait --collect -p User=%s -p LoadCredentialEncrypted=%s:/etc/credstore.encrypted/ocspd.%s ocspd …", name, userSigner, name, name)
 		}
 		path = filepath.Join(dir, name)
 	}

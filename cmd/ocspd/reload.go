@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -60,8 +61,9 @@ func newReloadCmd(a *app) *cobra.Command {
 	})
 }
 
-// rereadConfig reads a configuration again for a role that runs by it. The places that a process holds open cannot move under it.
-func rereadConfig(old *config) (*config, error) {
+// rereadConfig reads a configuration again for a role that runs by it. The places that a process holds open cannot move under it, and what it closed at its
+// start stays closed.
+func (r *role) rereadConfig(old *config) (*config, error) {
 	cfg, err := readConfig(old.File)
 	if err != nil {
 		return nil, err
@@ -69,14 +71,14 @@ func rereadConfig(old *config) (*config, error) {
 	if cfg.State != old.State || cfg.Run != old.Run {
 		return nil, errors.New("state and run cannot change while ocspd runs; stop it, move the directories, and start it")
 	}
-	return cfg, nil
+	return cfg, r.walls.admit(cfg)
 }
 
 // needsRestart names what a reload leaves as it was at the start.
 func needsRestart(old, now *config) (l []string) {
 	for name, changed := range map[string]bool{
 		"listen": !reflect.DeepEqual(old.Listen, now.Listen), "limits": old.Limits != now.Limits,
-		"hardening": !reflect.DeepEqual(old.Hardening, now.Hardening), "audit": old.AuditKey != now.AuditKey,
+		"hardening": !reflect.DeepEqual(old.Hardening, now.Hardening), "audit": old.AuditKey != now.AuditKey || old.AuditAnswers != now.AuditAnswers,
 	} {
 		if changed {
 			l = append(l, "["+name+"] has changed and takes effect at the next start")
@@ -95,7 +97,8 @@ func (k *keeper) handleReload(r *http.Request) (any, error) {
 	if err == nil {
 		err = k.tellReload(ctx, out)
 	}
-	event := audit.Record{Event: "config.reload", Subject: k.cfg.File, Outcome: outcomeOK, Details: configDetails(k.cfg.File)}
+	configured := configDetails(k.cfg.File)
+	event := audit.Record{Event: "config.reload", Subject: k.cfg.File, Outcome: outcomeOK, Details: changes(k.configured, configured)}
 	if err != nil {
 		event.Outcome = outcomeRefused
 		event.Details = append(event.Details, audit.Detail{Name: "reason", Value: cut(err.Error(), 1000)})
@@ -105,23 +108,36 @@ func (k *keeper) handleReload(r *http.Request) (any, error) {
 	if err := k.useState(ctx, state); err != nil {
 		return nil, fmt.Errorf("reload: signer and front have the new configuration, but keeper: %w; restart ocspd", err)
 	}
+	k.configured = configured
 	out.Text = fmt.Sprintf("reloaded: %d issuers", len(state.issuers))
 	return out, k.record(ctx, event)
 }
 
-// configDetails say which configuration it was.
+// configDetails say which configuration it was: the SHA-256 of the file and, where there are any, of what sha256sum prints for the *.toml of issuers.d when
+// called there.
 func configDetails(file string) []audit.Detail {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil
 	}
-	sum := sha256.Sum256(b)
-	return []audit.Detail{{Name: "sha256", Value: hex.EncodeToString(sum[:])}}
+	details := []audit.Detail{{Name: "sha256", Value: fmt.Sprintf("%x", sha256.Sum256(b))}}
+	issuers, err := issuerFiles(file)
+	if err != nil || len(issuers) == 0 {
+		return details
+	}
+	all := sha256.New()
+	for _, f := range issuers {
+		if b, err = os.ReadFile(f); err != nil {
+			return details
+		}
+		fmt.Fprintf(all, "%x  %s\n", sha256.Sum256(b), filepath.Base(f))
+	}
+	return append(details, audit.Detail{Name: "issuers.d", Value: hex.EncodeToString(all.Sum(nil))})
 }
 
 func (k *keeper) buildState() (*reloadResult, *keeperState, error) {
 	old := k.state.Load()
-	cfg, err := rereadConfig(old.cfg)
+	cfg, err := k.rereadConfig(old.cfg)
 	if err != nil {
 		return nil, nil, err
 	}

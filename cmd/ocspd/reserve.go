@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -64,7 +63,7 @@ func (k *keeper) keepReserve() bool {
 	k.ballast.tried = time.Now()
 	var err error
 	if info, missing := os.Stat(k.ballastFile()); missing != nil || info.Size() != ballastSize {
-		err = makeBallast(k.ballastFile())
+		err = makeBallast(k.ballastFile(), ballastSize)
 	}
 	k.ballast.given = err != nil
 	k.alarms.when(err != nil, alarmDiskFull, "", fmt.Sprintf("%v; free some space below %s", err, k.cfg.State))
@@ -80,22 +79,22 @@ func (k *keeper) resumeAudit(ctx context.Context) {
 	}
 }
 
-func makeBallast(file string) error {
+func makeBallast(file string, size int64) error {
 	var disk syscall.Statfs_t
 	if err := syscall.Statfs(filepath.Dir(file), &disk); err != nil {
 		return err
 	}
-	if free := int64(disk.Bavail) * disk.Bsize; free < ballastTimes*ballastSize {
-		return fmt.Errorf("%d MiB are free, too little for a reserve of %d", free>>20, ballastSize>>20)
+	if free := int64(disk.Bavail) * disk.Bsize; free < ballastTimes*size {
+		return fmt.Errorf("%d MiB are free, too little for a reserve of %d", free>>20, size>>20)
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	err = syscall.Fallocate(int(f.Fd()), 0, 0, ballastSize)
+	err = syscall.Fallocate(int(f.Fd()), 0, 0, size)
 	if errors.Is(err, syscall.EOPNOTSUPP) {
-		_, err = f.Write(make([]byte, ballastSize))
+		_, err = f.Write(make([]byte, size))
 	}
 	if err == nil {
 		err = f.Sync()
@@ -155,27 +154,6 @@ func (k *keeper) deleteLitter(ctx context.Context) {
 	if err := k.store.Collect(ctx); err != nil && ctx.Err() == nil {
 		k.log.Warn("what is out of force cannot be deleted; it is tried again after the next import", "error", err)
 	}
-}
-
-// priority of keeper's threads: an import of millions shall not take the processor from answers.
-const priority = 5
-
-// lowerPriority is for every thread that there is; those that come later take after them.
-func lowerPriority() error {
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return err
-	}
-	for _, t := range tasks {
-		id, err := strconv.Atoi(t.Name())
-		if err == nil {
-			err = syscall.Setpriority(syscall.PRIO_PROCESS, id, priority)
-		}
-		if err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("priority: %w", err)
-		}
-	}
-	return nil
 }
 
 func (k *keeper) signerRefuses() bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -27,6 +28,12 @@ type role struct {
 	log    *slog.Logger
 	alarms *alarmSet
 	since  time.Time
+	passed map[string][]net.Listener // by systemd or `ocspd serve`, by name
+
+	walls    *walls              // nil in a verb
+	measures []hardening.Measure // set by seal, before anything else asks for them
+
+	signHead func(responder.HeadRequest) responder.HeadReply // signer's alone: signs a head of keeper's log
 }
 
 // newRoleCmd makes the verb that runs a role until SIGTERM, SIGINT or, under `ocspd serve`, the end of the supervisor.
@@ -38,14 +45,18 @@ func newRoleCmd(a *app, name, short string, run func(context.Context, *role) err
 			if err != nil {
 				return err
 			}
-			if err := harden(cfg, name); err != nil {
+			walls, err := confine(cfg, name)
+			if err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			ctx = withLifeline(ctx)
 			log := newLogger(a.stderr, name)
-			r := &role{name: name, cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second)}
+			r := &role{name: name, cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second), walls: walls}
+			if r.passed, err = systemd.Listeners(); err != nil {
+				return err
+			}
 			if err := os.MkdirAll(cfg.Run, 0o755); err != nil {
 				return fmt.Errorf("run directory: %w", err)
 			}
@@ -59,22 +70,6 @@ func newRoleCmd(a *app, name, short string, run func(context.Context, *role) err
 	}
 }
 
-// harden takes the measures that there are. It refuses to start where the configuration demands one that this version does not take: to go on
-// without it would be to pretend. The signer's memory, where the PIN has been, is never dumped.
-func harden(cfg *config, name string) error {
-	noCore := name == "signer"
-	for _, m := range cfg.Hardening.Require {
-		if m != "no-core" {
-			return fmt.Errorf("hardening: %q is required, and this version cannot do it yet; take it out of hardening.require", m)
-		}
-		noCore = true
-	}
-	if noCore {
-		return hardening.NoDump()
-	}
-	return nil
-}
-
 func newLogger(w io.Writer, name string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, nil)).With("role", name)
 }
@@ -82,8 +77,9 @@ func newLogger(w io.Writer, name string) *slog.Logger {
 // supervised reports whether `ocspd serve` is our parent. It holds one end of our standard input, so that we end with it, however it ends.
 func supervised() bool { return os.Getenv(envSupervised) != "" }
 
-// restarted reports whether the supervisor has started this role before.
-func restarted() bool { return os.Getenv(envSupervised) == "again" }
+// restarted reports whether the supervisor has started this role before. Under systemd every start counts as that: it may be a boot, with nobody to
+// watch, so that what is wrong is told by alarms, and what can be served is.
+func restarted() bool { return os.Getenv(envSupervised) == "again" || os.Getenv("NOTIFY_SOCKET") != "" }
 
 func withLifeline(ctx context.Context) context.Context {
 	if !supervised() {
@@ -104,17 +100,23 @@ func (r *role) ready() {
 		os.Stdin.Write([]byte{1})
 		return
 	}
-	if err := systemd.Notify("READY=1"); err != nil {
+	r.tell("READY=1\nSTATUS=")
+}
+
+// tell lets systemd know a state of the role.
+func (r *role) tell(state string) {
+	if err := systemd.Notify(state); err != nil {
 		r.log.Warn("systemd was not told", "error", err)
 	}
 }
 
 // roleReport is what front and signer tell keeper once a second, for `status` and the metrics.
 type roleReport struct {
-	Since  time.Time     `json:"since"`
-	Alarms []alarm       `json:"alarms"`
-	Front  *frontReport  `json:"front,omitempty"`
-	Signer *signerReport `json:"signer,omitempty"`
+	Since     time.Time           `json:"since"`
+	Alarms    []alarm             `json:"alarms"`
+	Hardening []hardening.Measure `json:"hardening"`
+	Front     *frontReport        `json:"front,omitempty"`
+	Signer    *signerReport       `json:"signer,omitempty"`
 }
 
 type frontReport struct {
@@ -133,6 +135,7 @@ type frontReport struct {
 }
 
 type signerReport struct {
+	AuditKey   string         `json:"audit_key,omitempty"` // that signs heads of keeper's log, in the form of key.pub
 	Signatures uint64         `json:"signatures"`
 	Tokens     []tokenReport  `json:"tokens"`
 	Issuers    []issuerReport `json:"issuers"`
@@ -152,7 +155,7 @@ type issuerReport struct {
 
 func (r *role) report(fill func(*roleReport)) func() []byte {
 	return func() []byte {
-		report := roleReport{Since: r.since, Alarms: r.alarms.list()}
+		report := roleReport{Since: r.since, Alarms: r.alarms.list(), Hardening: r.measures}
 		fill(&report)
 		b, err := json.Marshal(report)
 		if err != nil {
@@ -180,6 +183,11 @@ func readReport(b []byte) (*roleReport, error) {
 		}
 	}
 	r.Alarms = kept
+	r.Hardening = r.Hardening[:min(len(r.Hardening), 50)]
+	for n := range r.Hardening {
+		m := &r.Hardening[n]
+		m.Name, m.State, m.Detail = oneLine(m.Name, 50), oneLine(m.State, 50), oneLine(m.Detail, 1000)
+	}
 	return &r, nil
 }
 
@@ -195,5 +203,5 @@ func oneLine(s string, max int) string {
 
 // subscribe follows keeper's feed until ctx ends.
 func (r *role) subscribe(ctx context.Context, as responder.Role, apply func(responder.Change) error, fill func(*roleReport)) {
-	responder.Subscribe(ctx, dialUnix(r.cfg.feedSocket()), as, apply, r.report(fill))
+	responder.Subscribe(ctx, dialUnix(r.cfg.feedSocket()), responder.Subscriber{Role: as, Apply: apply, Report: r.report(fill), Sign: r.signHead})
 }

@@ -160,6 +160,9 @@ func (s *supervisor) keepUp(ctx context.Context, name string) error {
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, longestPause)
+		if code == exitTokenLost { // it may be back at any moment
+			pause = min(pause, retryInterval)
+		}
 	}
 }
 

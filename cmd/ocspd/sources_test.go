@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -14,10 +15,12 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -125,6 +128,7 @@ func (w *kept) write(name string, b []byte) {
 type crlSpec struct {
 	number, base int64
 	idp          []byte
+	freshest     []string      // where deltas are, in an extension that says so
 	this, next   time.Duration // from now; thisUpdate an hour ago and a day of life, if left out
 	revoked      map[int64]pki.Reason
 }
@@ -150,6 +154,13 @@ func (w *kept) makeCRL(ca string, c crlSpec) []byte {
 	}
 	if c.idp != nil {
 		l.ExtraExtensions = append(l.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: c.idp})
+	}
+	if c.freshest != nil {
+		var points [][]byte
+		for _, u := range c.freshest {
+			points = append(points, element(0x30, element(0xa0, element(0xa0, element(0x86, []byte(u))))))
+		}
+		l.ExtraExtensions = append(l.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 46}, Value: element(0x30, points...)})
 	}
 	if c.base != 0 {
 		value, err := asn1.Marshal(big.NewInt(c.base))
@@ -383,6 +394,108 @@ func TestCRL10Delta(t *testing.T) {
 	w.want("revoked revoked revoked revoked good", 10, 11, 12, 13, 14)
 }
 
+// OCSP-CRL-10, OCSP-CRL-11, OCSP-CRL-12: delta CRLs that a complete CRL points to (Freshest CRL, RFC 5280 section 5.2.6), over HTTP. The second place stands in for
+// the first. A source on this machine sends nobody to the network.
+func TestCRL10Freshest(t *testing.T) {
+	var mu sync.Mutex
+	files, asked := map[string][]byte{}, map[string]int{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[r.URL.Path]++
+		if b := files[r.URL.Path]; b != nil {
+			tag := fmt.Sprintf("\"%x\"", sha256.Sum256(b))
+			w.Header().Set("ETag", tag)
+			if r.Header.Get("If-None-Match") == tag {
+				w.WriteHeader(http.StatusNotModified)
+				return
+			}
+			w.Write(b)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	defer server.Close()
+	w := newKept(t, "", fmt.Sprintf("crl = %q", server.URL+"/NAME.crl"))
+	publish := func(name string, c crlSpec) {
+		mu.Lock()
+		defer mu.Unlock()
+		files[name] = w.makeCRL("one", c)
+	}
+	requests := func(name string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return asked[name]
+	}
+	step := func(want string, fails bool) {
+		t.Helper()
+		out, text := w.fetch()
+		for _, s := range out.Sources {
+			if s.Issuer == "one" && (s.Result == "failed") != fails {
+				t.Errorf("failed: %v, want %v\n%s", s.Result == "failed", fails, text)
+			}
+		}
+		w.want(want, 10, 11, 12, 13)
+	}
+	places := []string{server.URL + "/gone.crl", server.URL + "/delta.crl"}
+	hold := pki.CertificateHold
+	publish("/one.crl", crlSpec{number: 10, freshest: places, revoked: map[int64]pki.Reason{10: keyCompromise, 11: hold, 12: hold}})
+	publish("/delta.crl", crlSpec{number: 11, base: 10, revoked: map[int64]pki.Reason{
+		10: pki.RemoveFromCRL, 11: pki.RemoveFromCRL, 12: pki.Superseded, 13: keyCompromise}})
+	step("revoked good revoked revoked", false)
+	if !strings.Contains(w.alarm(alarmSourceWarning), "to be removed by a delta") {
+		t.Errorf("no alarm on the removal of a permanent revocation: %v", w.k.alarms.list())
+	}
+	step("revoked good revoked revoked", false) // nothing new: both answer 304
+
+	// The next delta of the same base; then one whose base is not there yet; then that base.
+	publish("/delta.crl", crlSpec{number: 12, base: 10, revoked: map[int64]pki.Reason{11: keyCompromise, 12: pki.Superseded, 13: keyCompromise}})
+	step("revoked revoked revoked revoked", false)
+	publish("/delta.crl", crlSpec{number: 14, base: 13})
+	step("revoked revoked revoked revoked", true)
+	publish("/one.crl", crlSpec{number: 13, freshest: places, revoked: map[int64]pki.Reason{10: keyCompromise, 11: keyCompromise, 12: pki.Superseded, 13: keyCompromise}})
+	step("revoked revoked revoked revoked", false)
+
+	// A keeper that starts does not know where the deltas are, and asks for the complete CRL whole to learn it.
+	w.reopen()
+	publish("/delta.crl", crlSpec{number: 15, base: 13, revoked: map[int64]pki.Reason{14: keyCompromise}})
+	step("revoked revoked revoked revoked", false)
+	w.want("revoked", 14)
+
+	// Another CA's delta, and none at all: alarms, and what is in force stays.
+	mu.Lock()
+	files["/delta.crl"] = w.makeCRL("two", crlSpec{number: 16, base: 13})
+	mu.Unlock()
+	step("revoked revoked revoked revoked", true)
+	mu.Lock()
+	delete(files, "/delta.crl")
+	mu.Unlock()
+	step("revoked revoked revoked revoked", true)
+	if w.alarm(alarmSourceRefused) == "" {
+		t.Errorf("alarms: %v", w.k.alarms.list())
+	}
+
+	// A complete CRL that names deltas no more ends that.
+	publish("/one.crl", crlSpec{number: 17, revoked: map[int64]pki.Reason{10: keyCompromise, 11: keyCompromise, 12: pki.Superseded, 13: keyCompromise}})
+	before := requests("/delta.crl")
+	step("revoked revoked revoked revoked", false)
+	if got := requests("/delta.crl"); got != before {
+		t.Errorf("%d requests for a delta that nothing names", got-before)
+	}
+	if w.alarm(alarmSourceRefused) != "" {
+		t.Errorf("alarms: %v", w.k.alarms.list())
+	}
+
+	// The same CRL on this machine.
+	local := newKept(t, "", `crl = "DIR/NAME.crl"`)
+	local.crl("one.crl", "one", crlSpec{number: 1, freshest: places})
+	local.fetch()
+	local.want("good", 30)
+	if got := requests("/delta.crl"); got != before {
+		t.Errorf("%d requests on behalf of a file", got-before)
+	}
+}
+
 // OCSP-CRL-04: going back needs a person's word, which is on record, and un-revokes nothing.
 func TestCRL04Override(t *testing.T) {
 	w := newKept(t, "", `crl = "DIR/NAME.crl"`)
@@ -476,6 +589,63 @@ func TestCRL22Directory(t *testing.T) {
 	if err != nil || len(left) != 8 {
 		t.Errorf("%d files are left, %v", len(left), err)
 	}
+}
+
+// A source that the configuration names no more takes its revocations with it: that is an alarm, and on record, unless another source has them.
+func TestRemovedSource(t *testing.T) {
+	w := newKept(t, "", `crl = "DIR/NAME-a.crl"`, `crl = "DIR/NAME-b.crl"`)
+	w.crl("one-a.crl", "one", crlSpec{number: 1, idp: usersOnly, revoked: map[int64]pki.Reason{10: keyCompromise, 11: keyCompromise, 12: pki.CertificateHold}})
+	w.crl("one-b.crl", "one", crlSpec{number: 1, idp: authoritiesOnly, revoked: map[int64]pki.Reason{11: keyCompromise}})
+	w.fetch()
+	w.want("revoked revoked", 10, 11)
+	config, err := os.ReadFile(filepath.Join(w.dir, "ocspd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write("ocspd.toml", bytes.ReplaceAll(config, []byte("-a.crl"), []byte("-moved.crl")))
+	w.reopen()
+	w.want("tryLater revoked", 10, 11)
+	if !strings.Contains(w.alarm(alarmVanished), "1 permanent revocations went out of force") {
+		t.Errorf("alarms: %v", w.k.alarms.list())
+	}
+	w.reopen()
+	if w.alarm(alarmVanished) != "" {
+		t.Error("raised again, and nothing went")
+	}
+}
+
+// What keeper by itself finds refused of a file that was written this moment is an alarm only when it is so at the next reading, too; of an older file, at once.
+func TestJustWritten(t *testing.T) {
+	w := newKept(t, "", `crl = "DIR/NAME.crl"`)
+	i, err := w.k.issuer("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(refused, alarm bool) {
+		t.Helper()
+		if _, err := w.k.fetch(context.Background(), i, i.sources[0], true); (err != nil) != refused {
+			t.Errorf("refused: %v, want %v", err, refused)
+		}
+		if got := w.alarm(alarmSourceRefused) != ""; got != alarm {
+			t.Errorf("alarm: %v, want %v", got, alarm)
+		}
+	}
+	whole := w.makeCRL("one", crlSpec{number: 1})
+	w.write("one.crl", whole[:len(whole)/2])
+	read(true, false)
+	w.write("one.crl", whole)
+	read(false, false)
+	w.write("one.crl", whole[:len(whole)/2])
+	read(true, false)
+	read(true, true)
+	w.write("one.crl", whole)
+	read(false, false)
+	old := time.Now().Add(-time.Minute)
+	w.write("one.crl", whole[1:])
+	if err := os.Chtimes(filepath.Join(w.dir, "one.crl"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	read(true, true)
 }
 
 // unwanted is told apart by key, and a source of a part by its location.

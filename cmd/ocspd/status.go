@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ocspd/db"
+	"ocspd/hardening"
 	"ocspd/responder"
 )
 
@@ -30,12 +31,20 @@ type statusResult struct {
 	Issuers []issuerStatus `json:"issuers"`
 	Tokens  []tokenReport  `json:"tokens"`
 	Alarms  []alarm        `json:"alarms"`
+
+	Hardening []roleHardening `json:"hardening"`
 }
 
 type roleStatus struct {
 	Role  string    `json:"role"`
 	PID   int       `json:"pid"`
 	Since time.Time `json:"since"`
+}
+
+// roleHardening is what a role gave up, by its own word.
+type roleHardening struct {
+	Role     string              `json:"role"`
+	Measures []hardening.Measure `json:"measures"`
 }
 
 type issuerStatus struct {
@@ -69,7 +78,7 @@ type sourcesResult struct {
 }
 
 func (k *keeper) status(ctx context.Context) (*statusResult, error) {
-	s := &statusResult{V: 1, Roles: []roleStatus{}, Tokens: []tokenReport{}, Alarms: k.alarms.list()}
+	s := &statusResult{V: 1, Roles: []roleStatus{}, Tokens: []tokenReport{}, Alarms: k.alarms.list(), Hardening: []roleHardening{}}
 	var err error
 	if s.Issuers, err = k.issuerStatuses(ctx); err != nil {
 		return nil, err
@@ -82,9 +91,11 @@ func (k *keeper) status(ctx context.Context) (*statusResult, error) {
 		if r.report != nil {
 			s.Roles = append(s.Roles, roleStatus{r.name, r.report.pid, r.report.Since})
 			s.Alarms = append(s.Alarms, r.report.Alarms...)
+			s.Hardening = append(s.Hardening, roleHardening{r.name, r.report.Hardening})
 		}
 	}
 	s.Roles = append(s.Roles, roleStatus{"keeper", os.Getpid(), k.since})
+	s.Hardening = append(s.Hardening, roleHardening{"keeper", k.measures})
 	sortAlarms(s.Alarms)
 	if signer != nil && signer.Signer != nil {
 		s.Tokens = append(s.Tokens, signer.Signer.Tokens...)
@@ -229,7 +240,7 @@ func askStatus(ctx context.Context, cfg *config) (*statusResult, error) {
 // keeperlessStatus is what can be seen without keeper: whether the signer's socket answers.
 func keeperlessStatus(ctx context.Context, cfg *config) *statusResult {
 	now := time.Now().UTC().Truncate(time.Second)
-	s := &statusResult{V: 1, Verdict: verdictNotServing, Roles: []roleStatus{}, Issuers: []issuerStatus{}, Tokens: []tokenReport{}, Alarms: []alarm{
+	s := &statusResult{V: 1, Verdict: verdictNotServing, Roles: []roleStatus{}, Issuers: []issuerStatus{}, Tokens: []tokenReport{}, Hardening: []roleHardening{}, Alarms: []alarm{
 		{Name: alarmRoleDown, Issuer: "keeper", Since: now, Text: "keeper does not run: revocation data is not kept up to date; start ocspd"}}}
 	if c, err := dialUnix(cfg.signerSocket())(ctx); err == nil {
 		c.Close()
@@ -257,6 +268,13 @@ func (a *app) printStatus(s *statusResult) error {
 		}
 		fmt.Fprintf(w, "issuer\t%s\tgeneration %d\t%s\n", i.Name, i.Generation, end)
 		writeSources(w, i.Sources)
+	}
+	for _, h := range s.Hardening {
+		for _, m := range h.Measures {
+			if m.State != hardening.Holds {
+				fmt.Fprintf(w, "wall\t%s\t%s\t%s: %s\n", h.Role, m.Name, m.State, m.Detail)
+			}
+		}
 	}
 	for _, x := range s.Alarms {
 		fmt.Fprintf(w, "alarm\t%s\t%s\tsince %s: %s\n", x.Name, x.Issuer, x.Since.Format(time.RFC3339), x.Text)

@@ -537,15 +537,20 @@ func (a *app) tokenRetry(name string) error {
 		return err
 	}
 	marker := cfg.pinMarker(t.Name)
-	err = os.Remove(marker)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(marker); errors.Is(err, fs.ErrNotExist) {
 		fmt.Fprintf(a.stdout, "token %s: unchanged: no refused PIN is on record\n", t.Name)
 		return nil
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(marker))
-	}
+	r, err := a.newRecorder(cfg, "token.retry", t.Name)
 	if err != nil {
+		return err
+	}
+	if err = r.begin(); err == nil {
+		if err = os.Remove(marker); err == nil {
+			err = syncDir(filepath.Dir(marker))
+		}
+	}
+	if err := r.end(err); err != nil {
 		return fmt.Errorf("token retry %s: %w", t.Name, err)
 	}
 	fmt.Fprintf(a.stdout, "token %s: the next login tries the PIN again, once\n", t.Name)

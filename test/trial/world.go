@@ -33,6 +33,7 @@ type world struct {
 	url, admin      string
 	env             []string
 	cleanup         []func()
+	revocations     int // by hand, so far
 }
 
 type authority struct {
@@ -271,6 +272,25 @@ func memory(pid int, name string) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("no %s of process %d", name, pid)
+}
+
+// processorTime is what a process has used, in user mode and in the kernel.
+func processorTime(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const user, system, perTick = 11, 12, 10 * time.Millisecond // proc_pid_stat(5), from the state on; USER_HZ is 100 wherever Go runs
+	var ticks int
+	for _, f := range []int{user, system} {
+		n, err := strconv.Atoi(fields[f])
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * perTick, nil
 }
 
 // resetPeak begins VmHWM anew.
