@@ -200,7 +200,7 @@ func TestAppendAndRead(t *testing.T) {
 	}
 }
 
-// 10,000 records from many goroutines: each gets a number of its own, and all are there after opening again.
+// 10,000 records from many goroutines: each gets a number of its own, without a gap, and all are there after opening again (OCSP-AUD-02).
 func TestConcurrentAppends(t *testing.T) {
 	signer, public, v := testKey(t)
 	dir := t.TempDir()
@@ -622,6 +622,7 @@ func TestKeyFile(t *testing.T) {
 	}
 }
 
+// OCSP-AUD-02: what a record holds; anything else, and a record without one of these, is none.
 func TestRecordSpelling(t *testing.T) {
 	r := event(1)
 	r.Details = append(r.Details, Detail{"empty", ""}, Detail{"line\nbreak", "\x00 \u2028 ü"})
