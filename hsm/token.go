@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -268,12 +269,12 @@ func selectToken(uri URI, list []TokenInfo) (TokenInfo, error) {
 // names lists things in one line, the first ten of them.
 func names[T fmt.Stringer](list []T) string {
 	var s []string
-	for i, v := range list {
-		if i == 10 {
-			s = append(s, fmt.Sprintf("and %d more", len(list)-i))
-			break
-		}
+	for _, v := range list {
 		s = append(s, v.String())
+	}
+	slices.Sort(s) // a token gives its objects in any order
+	if more := len(s) - 10; more > 0 {
+		s = append(s[:10], fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(s, ", ")
 }

@@ -125,12 +125,13 @@ func TestDialerThatMisbehaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
+	fd := int(file.Fd())
 	for name, serve := range map[string]func(*net.UnixConn){
 		"ends":         func(*net.UnixConn) {},
 		"says nothing": func(c *net.UnixConn) { time.Sleep(time.Second) },
 		"empty line":   func(c *net.UnixConn) { c.Write([]byte("\n")) },
 		"noise":        func(c *net.UnixConn) { c.Write([]byte(strings.Repeat("\x1b[2J", 1000))) },
-		"a file":       func(c *net.UnixConn) { c.WriteMsgUnix([]byte("\n"), syscall.UnixRights(int(file.Fd())), nil) },
+		"a file":       func(c *net.UnixConn) { c.WriteMsgUnix([]byte("\n"), syscall.UnixRights(fd), nil) },
 	} {
 		cfg := &config{Run: t.TempDir()}
 		startDialer(t, cfg, serve)
