@@ -321,6 +321,7 @@ func (s *Store) writeBlocks(ctx context.Context, blocks, changes []block) error 
 		changeSums[i] = changes[i].sum()
 	}
 	return s.changeAside(ctx, func(tx *sql.Tx) error {
+		ctx := context.WithoutCancel(ctx) // a statement that can be ended costs a goroutine, and these few take milliseconds
 		insert, err := tx.PrepareContext(ctx, `INSERT INTO block (import, lo, hi, records, sha256) VALUES (?, ?, ?, ?, ?)`)
 		if err != nil {
 			return err

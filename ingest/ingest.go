@@ -32,7 +32,7 @@ const SpoolPrefix = "spool-"
 // from the Spool can be replayed until then.
 type Spool struct {
 	dir    string
-	file   *os.File
+	file   *spoolFile
 	size   int64
 	digest [sha256.Size]byte
 }
@@ -43,7 +43,7 @@ func NewSpool(dir string, r io.Reader, max int64) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	s := &Spool{dir: dir, file: f}
+	s := &Spool{dir: dir, file: &spoolFile{File: f}}
 	if err := os.Remove(f.Name()); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("spool: %w", err)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
@@ -152,8 +153,20 @@ func parseHash(der cryptobyte.String) (crypto.Hash, error) {
 	return h, nil
 }
 
+// spoolFile remembers the hash of a part of it: who looks for the issuer of a CRL first and then reads it, reads the octets for that once.
+type spoolFile struct {
+	*os.File
+	hash       crypto.Hash
+	start, end int64
+	sum        []byte
+}
+
 // message gives what verify needs of the octets from start to end: their hash, or for Ed25519 themselves.
 func (a algorithm) message(src io.ReaderAt, start, end int64) ([]byte, error) {
+	f, spooled := src.(*spoolFile)
+	if spooled && a.hash != 0 && f.hash == a.hash && f.start == start && f.end == end {
+		return f.sum, nil
+	}
 	r := io.NewSectionReader(src, start, end-start)
 	if a.hash == 0 {
 		if r.Size() > maxEd25519 {
@@ -167,7 +180,11 @@ func (a algorithm) message(src io.ReaderAt, start, end int64) ([]byte, error) {
 	} else if n != end-start {
 		return nil, io.ErrUnexpectedEOF
 	}
-	return h.Sum(nil), nil
+	sum := h.Sum(nil)
+	if spooled {
+		f.hash, f.start, f.end, f.sum = a.hash, start, end, sum
+	}
+	return sum, nil
 }
 
 // verify checks the signature over what message gave.

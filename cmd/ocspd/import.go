@@ -285,12 +285,15 @@ func (k *keeper) readFile(ctx context.Context, i *keptIssuer, s *source, locatio
 }
 
 // read judges the octets of a source.
-func (i *keptIssuer) read(index bool, spool *ingest.Spool) (*pki.Snapshot, error) {
-	if index {
-		return ingest.ReadIndex(spool)
-	}
-	snap, err := ingest.ReadCRL(spool, i.issuer, ingest.Options{
-		Now: time.Now(), Skew: clockSkew, AcceptNoKeyUsage: slices.Contains(i.config.Accept, "ca-without-keyusage"),
+func (i *keptIssuer) read(index bool, spool *ingest.Spool) (snap *pki.Snapshot, err error) {
+	background(func() {
+		if index {
+			snap, err = ingest.ReadIndex(spool)
+			return
+		}
+		snap, err = ingest.ReadCRL(spool, i.issuer, ingest.Options{
+			Now: time.Now(), Skew: clockSkew, AcceptNoKeyUsage: slices.Contains(i.config.Accept, "ca-without-keyusage"),
+		})
 	})
 	return snap, err
 }
@@ -340,9 +343,13 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 	from.At, from.Validity, from.Override = time.Now(), i.config.Validity, force != ""
 	counting, holds := countHolds(snap)
 	var base pki.File
-	staged, err := k.store.Stage(ctx, i.issuer.ID, from, counting, func(number uint64, walk func(func(*pki.Packed) error) error) (err error) {
-		base, err = generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, walk)
-		return err
+	var staged *db.Staged
+	var err error
+	background(func() {
+		staged, err = k.store.Stage(ctx, i.issuer.ID, from, counting, func(number uint64, walk func(func(*pki.Packed) error) error) (err error) {
+			base, err = generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, walk)
+			return err
+		})
 	})
 	if err != nil {
 		return nil, err

@@ -13,11 +13,15 @@ import (
 )
 
 // This file is how long work gives way to answers, which are made in a fraction of a millisecond by threads that have slept. A thread with a long slice is
-// put off the processor at once by one with a shorter slice that wakes up, and loses no share by it (Linux 6.12); before, a lower priority alone does that.
+// put off the processor soon by one with a shorter slice that wakes up, and loses no share by it (Linux 6.12); before, a lower priority alone does that.
+// A thread of the idle class gives way to every other at once, on every kernel, and has next to nothing where the processors are never idle.
 
 const (
 	keeperNice = 5                      // an import of millions shall not take the processor from answers
 	longSlice  = 100 * time.Millisecond // the longest that the kernel takes
+
+	idleWork     = 10 * time.Millisecond // that a thread of the idle class must get done: more than a new one gets for a start
+	idlePatience = 2 * idleWork          // in so much time, or there is no room for that class
 )
 
 // giveWay is for every thread of this process that there is; those that come later take after them.
@@ -46,6 +50,51 @@ func gently(f func()) {
 		defer setSlice(0, 0, was)
 	}
 	f()
+}
+
+// background runs f on a thread of the idle class, where that gets the processor at all. A thread cannot leave the class again without a privilege, so it ends
+// with f. Whoever else may wait for f's work to go on, such as a writer of the database, must not be in f.
+func background(f func()) {
+	if !idleRoom() {
+		f()
+		return
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		becomeIdle() // where that fails, f runs as everything else does
+		f()
+	}()
+	<-ended
+}
+
+// idleRoom tries whether a thread of the idle class has something of the processors now.
+func idleRoom() bool {
+	worked := make(chan struct{})
+	go func() { // ends after idleWork of processor time, which may take it long
+		becomeIdle()
+		var used unix.Timespec
+		for used.Nano() < int64(idleWork) && unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &used) == nil {
+		}
+		close(worked)
+	}()
+	select {
+	case <-worked:
+		return true
+	case <-time.After(idlePatience):
+		return false
+	}
+}
+
+// becomeIdle puts the calling goroutine on a thread of the idle class, which ends with it.
+func becomeIdle() error {
+	runtime.LockOSThread()
+	a, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return err
+	}
+	a.Policy = unix.SCHED_IDLE
+	return unix.SchedSetAttr(0, a, 0)
 }
 
 // setSlice sets the slice of a thread, and its nice value where that is lower, and gives the slice that it had.

@@ -1,8 +1,13 @@
 package main
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,4 +35,67 @@ func TestGently(t *testing.T) {
 	if after := slice(); after != before {
 		t.Errorf("a slice of %d ns afterwards, %d before", after, before)
 	}
+}
+
+// Background work is in the idle class where that gets something of the processors, and only then. Its thread is nobody else's afterwards.
+func TestBackground(t *testing.T) {
+	within := func() (policy uint32) {
+		background(func() {
+			a, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			policy = a.Policy
+		})
+		return policy
+	}
+	for tries := 0; within() != unix.SCHED_IDLE; tries++ { // others may keep this machine busy
+		if tries == 100 {
+			t.Fatal("never in the idle class")
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	for end := time.Now().Add(10 * time.Second); idleThreads(t) > 0; time.Sleep(10 * time.Millisecond) { // ending takes them a moment of the processor
+		if time.Now().After(end) {
+			t.Fatal("a thread stays in the idle class")
+		}
+	}
+	for range runtime.NumCPU() {
+		busy := exec.Command("sh", "-c", "while :; do :; done")
+		if err := busy.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer busy.Wait()
+		defer busy.Process.Kill()
+	}
+	time.Sleep(100 * time.Millisecond)
+	idle := 0
+	for range 5 {
+		if within() == unix.SCHED_IDLE {
+			idle++
+		}
+	}
+	if idle > 1 { // a moment may be free
+		t.Errorf("in the idle class %d times of 5, where nothing is left for it", idle)
+	}
+}
+
+// idleThreads counts those but the first, which cannot end: the runtime lays it by for good.
+func idleThreads(t *testing.T) (n int) {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*")
+	if err != nil || len(tasks) == 0 {
+		t.Fatal(tasks, err)
+	}
+	for _, task := range tasks {
+		id, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, err := unix.SchedGetAttr(id, 0); err == nil && a.Policy == unix.SCHED_IDLE && id != os.Getpid() {
+			n++
+		}
+	}
+	return n
 }

@@ -168,6 +168,65 @@ func (w *world) load(ctx context.Context) func() loaded {
 	}
 }
 
+// askers is how many ask one after the other without a pause, which leaves no processor idle.
+const askers = 8
+
+// crowdTrial: a CRL of n entries through `ocspd crl import` on processors that are never idle. It takes longer, but ends; and a revocation does not wait for it.
+func crowdTrial(w *world, n int) (string, error) {
+	if err := w.publishMany("class1", "big.crl", 2, n, bulk); err != nil {
+		return "", err
+	}
+	if err := w.start(); err != nil {
+		return "", err
+	}
+	alone, _, err := w.timedImport("big.crl")
+	if err != nil {
+		return "", err
+	}
+	if err := w.publishMany("class1", "bigger.crl", 3, n, func(i int) listed { l := bulk(i); l.reason = 1; return l }); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	question := w.question("class3", false, small(900))
+	var wg sync.WaitGroup
+	failed := make(chan error, askers)
+	for range askers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := w.post(question); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	revoking, stop := context.WithTimeout(ctx, idleTime)
+	before, err := w.revokeAllTheTime(revoking, "class3")
+	stop()
+	if err != nil {
+		return "", err
+	}
+	revoking, stop = context.WithCancel(ctx)
+	var meanwhile time.Duration
+	var revoked error
+	wg.Go(func() { meanwhile, revoked = w.revokeAllTheTime(revoking, "class3") })
+	crowded, _, err := w.timedImport("bigger.crl")
+	stop()
+	cancel()
+	wg.Wait()
+	close(failed)
+	if err := errors.Join(err, revoked, <-failed); err != nil {
+		return "", err
+	}
+	text := fmt.Sprintf("%d entries in %.2f s alone, %.2f s while %d clients ask without a pause (limit 30); slowest revoke %v before, %v meanwhile (limit 2s)",
+		n, alone.took.Seconds(), crowded.took.Seconds(), askers, before.Round(time.Millisecond), meanwhile.Round(time.Millisecond))
+	if crowded.took > 30*time.Second || meanwhile > 2*time.Second {
+		return text, fmt.Errorf("a limit is passed")
+	}
+	return text, nil
+}
+
 func (w *world) timedImport(file string) (c cost, peak float64, err error) {
 	keeper, err := w.role("keeper")
 	if err != nil {

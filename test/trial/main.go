@@ -14,7 +14,7 @@ import (
 )
 
 var trials = map[string]func(w *world, n int) (string, error){
-	"import": importTrial, "statuses": statusesTrial, "kill": killTrial, "full": fullTrial, "power": powerTrial,
+	"import": importTrial, "crowd": crowdTrial, "statuses": statusesTrial, "kill": killTrial, "full": fullTrial, "power": powerTrial,
 }
 
 func main() {
@@ -24,7 +24,7 @@ func main() {
 	flag.Parse()
 	trial := trials[flag.Arg(0)]
 	if trial == nil || *bin == "" || *dir == "" || flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: trial -bin OCSPD -dir DIR -n N import|statuses|kill|full|power")
+		fmt.Fprintln(os.Stderr, "usage: trial -bin OCSPD -dir DIR -n N import|crowd|statuses|kill|full|power")
 		os.Exit(2)
 	}
 	text, err := conduct(trial, flag.Arg(0), *bin, *dir, *n)

@@ -276,7 +276,7 @@ func (w *world) verify(ca string, basic *basicResponse) error {
 	return nil
 }
 
-var client = &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
+var client = &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
 
 func get(url string) ([]byte, error) {
 	r, err := client.Get(url)
