@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 cannot() { echo "skipped: $*"; exit 3; }
 [ "$(id -u)" = 0 ] || cannot 'a container that boots needs root'
 . ./test/packages.sh
+unshare -m -n -p -f true 2>/dev/null || cannot 'namespaces are not allowed here'
 packages debootstrap systemd-container iproute2 openssl curl >/dev/null
 tree=${1-}
 work=$(mktemp -d)
@@ -60,8 +61,10 @@ eventually() { # seconds, command …
 }
 serving() { inside ocspd status | grep -q '^serving'; }
 pid_of() { inside systemctl show -P MainPID "ocspd-$1.service"; }
-ask() { # port, certificate: from outside. With a nonce, which needs a new signature, unless $nonce says otherwise
-	openssl ocsp ${nonce-} -issuer "$ca/class1.pem" -cert "$ca/$2.pem" -url "http://$guest:$1" -CAfile "$ca/class1.pem" 2>&1 | grep -v WARNING
+ask() { # port, certificate, more for openssl: from outside. With a nonce, which needs a new signature, unless $nonce says otherwise
+	port=$1 certificate=$2
+	shift 2
+	openssl ocsp ${nonce-} -issuer "$ca/class1.pem" -cert "$ca/$certificate.pem" -url "http://$guest:$port" -CAfile "$ca/class1.pem" "$@" 2>&1 | grep -v WARNING
 }
 answers() { # what, port, certificate, status
 	ask "$2" "$3" >"$work/out" || :
@@ -74,6 +77,7 @@ answers() { # what, port, certificate, status
 init_of() { for p in $(cat "/proc/$1/task/$1/children"); do [ "$(cat "/proc/$p/comm" 2>/dev/null)" = systemd ] && echo "$p" && return; done; return 1; }
 boot() {
 	systemd-nspawn --quiet --directory="$root" --machine="$name" --register=no --keep-unit --network-veth-extra="$veth:host0" --private-network --boot --console=pipe \
+		--system-call-filter='landlock_create_ruleset landlock_add_rule landlock_restrict_self sched_setattr' \
 		>"$work/console" 2>&1 </dev/null &
 	run=$!
 	# nspawn has helpers first; the machine's first process is the child that has become systemd.
@@ -138,8 +142,6 @@ authorityKeyIdentifier = keyid
 END
 }
 crl() { openssl ca -config "$ca/$1.cnf" -gencrl -out "$ca/$1.crl" 2>/dev/null && install -m 644 "$ca/$1.crl" "$root/srv/$1.crl"; }
-# What the runbook calls `with_pin`: a verb as signer's user, with the PIN unsealed for it.
-with_pin() { inside systemd-run --quiet --pipe --wait --collect -p User=ocspd-signer -p LoadCredentialEncrypted=pin:/etc/credstore.encrypted/ocspd.pin ocspd "$@"; }
 # A CA's web server: whatever is asked, the CRL of class3.
 serve_crl() {
 	perl -MIO::Socket::INET -e 'my $l = IO::Socket::INET->new(LocalAddr => "$ARGV[0]:8099", Listen => 5, ReuseAddr => 1) or die;
@@ -174,6 +176,8 @@ config() { # issuers
 [token.main]
 uri = "pkcs11:token=ocsp?module-path=/usr/lib/softhsm/libsofthsm2.so"
 pin = "credential:pin"
+[audit]
+key = "pkcs11:object=audit"
 END
 	for i in "$@"; do
 		case $i in class3) issuer $i $i-ocsp "http://$outside:8099/class3.crl" ;; *) issuer $i $i-ocsp /srv/$i.crl ;; esac
@@ -181,14 +185,17 @@ END
 }
 config class1 >"$root/etc/ocspd/ocspd.toml"
 delegate='keyUsage=critical,digitalSignature;extendedKeyUsage=OCSPSigning;noCheck=ignored;authorityKeyIdentifier=keyid'
-signer_for() {
-	must "key $1-ocsp" with_pin key generate "$1-ocsp" --type p256
-	with_pin key csr "$1-ocsp" --subject "/CN=$1 OCSP signer" >"$ca/$1-ocsp.csr"
-	issue "$1" "$1-ocsp" "$delegate"
-	must "certificate of $1-ocsp" with_pin key install - --issuer "$1" <"$ca/$1-ocsp.pem"
+signer_for() { # issuer, label
+	must "key $2" inside ocspd key generate "$2" --type p256
+	inside ocspd key csr "$2" --subject "/CN=$2" >"$ca/$2.csr"
+	issue "$1" "$2" "$delegate"
+	must "certificate of $2" inside ocspd key install - --issuer "$1" <"$ca/$2.pem"
 }
-signer_for class1
-expect 'issuer check' 'class1' with_pin issuer check
+must 'the key of the log' inside ocspd key generate audit --type ed25519
+signer_for class1 class1-ocsp
+expect 'issuer check' 'class1: ok' inside ocspd issuer check
+expect 'token check' 'class1-ocsp of class1: ok: signed and verified' inside ocspd token check
+expect 'the PIN is nowhere but sealed' '^no$' shell 'grep -rqsF "$(cat /root/pin)" /etc /run /tmp /var/lib/ocspd && echo found || echo no'
 
 step 'It serves'
 must 'systemctl start ocspd.target' inside systemctl start ocspd.target
@@ -207,6 +214,7 @@ for r in front signer keeper; do
 	if grep -q "^Uid:.$u.$u.$u.$u" "$work/out" && [ "$(grep -c '^Cap.*0000000000000000$' "$work/out")" = 5 ] && grep -q '^NoNewPrivs:.1' "$work/out" && grep -q '^Seccomp:.2' "$work/out"; then
 		ok "$r: user ocspd-$r, no capability, no new privileges, seccomp"
 	else wrong "$r:"; sed 's/^/       /' "$work/out"; fi
+	! perl -e 'exit(syscall(444, 0, 0, 1) < 1)' || expect '... and Landlock' 'landlock=holds' inside journalctl --no-pager -u ocspd-$r
 	shell "systemctl show -P NRestarts ocspd-$r" | grep -q '^0$' || wrong "$r was started more than once"
 done
 for r in front signer keeper; do expect "$r has no network" '^0$' shell "nsenter -t $(pid_of $r) -n ip -o link show up | grep -cv ' lo:' || :"; done
@@ -219,6 +227,19 @@ for f in 'ocspd-front /var/lib/ocspd/keeper/ocspd.db' 'ocspd-front /run/ocspd/ke
 	'ocspd-keeper /var/lib/ocspd/signer/highwater' 'ocspd-front /var/lib/ocspd/gen/class1.current'; do
 	inside setpriv --reuid "${f% *}" --regid "${f% *}" --init-groups sh -c "test -r '${f#* }' || test -w '${f#* }'" && wrong "${f% *} can open ${f#* }" || ok "${f% *} cannot open ${f#* }"
 done
+
+step 'Evidence'
+ask 2560 good -respout "$root/root/answer.der" >"$work/out" || :
+sleep 2
+expect 'an answer caught on the wire is proven' '^proven: ' inside ocspd audit prove /root/answer.der
+expect 'both logs are whole' 'signed by ocspd/signer' inside ocspd audit verify
+must '... and signed in the token' shell '! test -e /var/lib/ocspd/keeper/audit.key && test -s /var/lib/ocspd/signer/keeper-head'
+must 'custody report, by root, beside the signer that runs' inside ocspd custody report --out /root/custody.html
+must 'custody report as JSON' inside ocspd custody report --out /root/custody.json
+expect '... can be checked offline' 'class1' inside ocspd custody verify /root/custody.json
+expect 'a key made and destroyed' 'is destroyed' shell 'ocspd key generate old --type p256 >/root/made; ocspd key destroy old --yes "$(sed -n "s/^SPKI SHA-256 *//p" /root/made)"'
+expect '... is in the log' 'key.destroy.*old' inside ocspd audit show
+expect 'accept reaches the signer that runs' 'does not stand before the last signature' inside ocspd accept clock --note 'a trial'
 
 step 'Each role killed'
 nonce=-no_nonce
@@ -242,6 +263,7 @@ expect 'systemd says why' 'watchdog' inside journalctl --no-pager -u ocspd-signe
 
 nonce=
 step 'Reload under load'
+reload() { inside systemctl reload ocspd.service >"$work/out" 2>&1 && ok "$1: systemctl reload ocspd" || { wrong "$1: systemctl reload ocspd:"; inside journalctl --no-pager -n 5 -u ocspd.service; }; }
 (
 	n=0 bad=0
 	while [ ! -e "$work/enough" ]; do
@@ -257,8 +279,8 @@ crl class3
 serve_crl
 cp "$ca/class3.pem" "$root/etc/ocspd/"
 config class1 class3 >"$root/etc/ocspd/ocspd.toml"
-signer_for class3
-must 'a new issuer: systemctl reload ocspd' inside systemctl reload ocspd.service
+signer_for class3 class3-ocsp
+reload 'a new issuer'
 expect '... is there' class3 inside ocspd issuer list
 fetched() { openssl ocsp -issuer "$ca/class3.pem" -cert "$ca/three.pem" -url "http://$guest:2560" -CAfile "$ca/class3.pem" 2>&1 | grep -q 'three.pem: good'; }
 eventually 20 fetched && ok 'its CRL was fetched, though keeper has no network' || { wrong 'its CRL was not fetched:'; inside ocspd crl status; inside journalctl --no-pager -n 20 -u ocspd-keeper -u 'ocspd-dialer@*'; }
@@ -271,10 +293,19 @@ expect 'a changed listener needs a restart, which is said' 'listen.*next start' 
 must 'front restarted under load' inside systemctl restart ocspd-front.service
 expect '... and that systemd holds others is said' 'systemd holds 0.0.0.0:2560' shell 'sleep 2; ocspd status'
 config class1 class3 >"$root/etc/ocspd/ocspd.toml"
-must 'back again' inside systemctl reload-or-restart ocspd.service ocspd-front.service
+reload 'back again'
+
+step 'A key roll under load'
+sed -i 's/class1-ocsp/class1-ocsp-2/' "$root/etc/ocspd/ocspd.toml"
+signer_for class1 class1-ocsp-2
+reload 'the new key'
+signed_by() { ask 2560 good -resp_text | sed -n 's/^ *Subject: *//p'; }
+[ "$(signed_by)" = CN=class1-ocsp-2 ] && ok '... signs' || { wrong "it is $(signed_by) that signs:"; inside journalctl --no-pager -n 12 -u ocspd.service -u ocspd-signer -u ocspd-keeper; }
+expect 'the old one is destroyed' 'is destroyed' shell 'ocspd key destroy class1-ocsp --yes "$(ocspd key show class1-ocsp | sed -n "s/^SPKI SHA-256 *//p")"'
+expect '... and the issuer is as it should be' 'class1: ok' inside ocspd issuer check class1
 
 step 'Upgrade under load'
-must 'dpkg -i of the next version' inside dpkg -i /root/new.deb
+must 'apt-get install of the next version' inside apt-get install -y /root/new.deb
 expect 'it is the next version' 'ocspd 0.0.2' inside ocspd version
 for r in front signer keeper; do expect "$r runs it" '^/usr/bin/ocspd$' inside readlink "/proc/$(pid_of $r)/exe"; done
 eventually 20 serving || wrong 'not serving after the upgrade'
@@ -286,8 +317,18 @@ read -r n bad <"$work/load.count"
 answers 'what was revoked by hand' 2560 live revoked
 
 step 'A backup'
-must 'systemctl start ocspd-backup.service' inside systemctl start ocspd-backup.service
+inside systemctl start ocspd-backup.service >"$work/out" 2>&1 && ok 'systemctl start ocspd-backup.service' || { wrong 'ocspd-backup.service:'; inside journalctl --no-pager -n 20 -u ocspd-backup; }
 expect 'is there, for keeper alone' 'ocspd-keeper.*/ocspd-2' shell 'stat -c "%a %U %n" /var/backups/ocspd/*'
+
+step 'A restored backup'
+inside ocspd revoke class1 "0x$(openssl x509 -in "$ca/good.pem" -noout -serial | cut -d = -f 2)" --reason superseded >/dev/null
+answers 'after the backup' 2560 good revoked
+must 'systemctl stop ocspd.target' inside systemctl stop ocspd.target
+expect 'restore names what the backup lacks' 'ocspd revoke class1' shell 'ocspd restore /var/backups/ocspd/ocspd-2*.db'
+must 'systemctl start ocspd.target' inside systemctl start ocspd.target
+eventually 20 serving && ok 'serves' || { wrong 'does not serve'; inside ocspd status; }
+answers 'as in the backup' 2560 good good
+answers 'as in the backup' 2560 live revoked
 
 step 'A reboot'
 inside systemctl --no-block poweroff
@@ -323,6 +364,17 @@ must 'dpkg --purge' inside dpkg --purge ocspd
 expect 'state and configuration are gone; token, PIN and backups are there' '^so it is$' shell \
 	'! test -e /etc/ocspd/ocspd.toml && ! test -e /var/lib/ocspd/keeper && test -n "$(ls /var/lib/softhsm/tokens)" && test -e /etc/credstore.encrypted/ocspd.pin && test -n "$(ls /var/backups/ocspd)" && echo so it is'
 expect 'nothing of it is left in systemd' '^0$' shell 'systemctl list-unit-files "ocspd*" --no-legend | grep -v /run | wc -l'
+
+step 'Anew, with what is left, and the PIN in a file'
+expect 'the /etc/ocspd that was left is not taken over in silence' 'touch /etc/ocspd/.ocspd' inside dpkg -i /root/new.deb
+must '... but when that is said' shell 'touch /etc/ocspd/.ocspd; dpkg -i /root/new.deb'
+shell 'rm /etc/credstore.encrypted/ocspd.pin; install -o root -g ocspd-signer -m 0640 /root/pin /etc/ocspd/pin'
+config class1 | sed 's/class1-ocsp/class1-ocsp-2/; s,credential:pin,file:pin,' >"$root/etc/ocspd/ocspd.toml"
+must 'the certificate' inside ocspd key install - --issuer class1 <"$ca/class1-ocsp-2.pem"
+must 'systemctl start ocspd.target' inside systemctl start ocspd.target
+eventually 20 serving && ok 'serves' || { wrong 'does not serve'; inside ocspd status; inside journalctl --no-pager -n 40 -u 'ocspd-*'; }
+answers 'from nothing but token and CRL' 2560 revoked revoked
+answers 'from nothing but token and CRL' 2560 live good
 
 printf '\n%d steps, %d things wrong\n' $number $failed
 [ $failed = 0 ]

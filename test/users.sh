@@ -19,7 +19,7 @@ fi
 work=$OCSPD_USERS
 o=$work/ocspd
 cp -a /etc "$work/etc" && mount --bind "$work/etc" /etc
-for d in /var/lib/ocspd /var/backups /run/ocspd; do mkdir -p $d "$work/fs$d" && chmod 755 "$work/fs$d" && mount --bind "$work/fs$d" $d; done
+for d in /var/lib/ocspd /var/lib/systemd /var/backups /run/ocspd; do mkdir -p $d "$work/fs$d" && chmod 755 "$work/fs$d" && mount --bind "$work/fs$d" $d; done
 ip link set lo up
 failed=0
 ok() { printf '  %s\n' "$*"; }
@@ -38,13 +38,16 @@ module=
 for m in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do [ -e "$m" ] && module=$m && break; done
 pin=$(openssl rand -hex 8)
 as ocspd-signer softhsm2-util --init-token --free --label ocsp --pin "$pin" --so-pin "$pin" >/dev/null
-echo "$pin" >/etc/ocspd/pin && chown root:ocspd-signer /etc/ocspd/pin && chmod 640 /etc/ocspd/pin
+# The PIN as systemd keeps it, which root's verbs unseal by themselves, and as signer's unit gets it.
+mkdir -p -m 700 /etc/credstore.encrypted && rm -f /etc/credstore.encrypted/ocspd.*
+echo "$pin" | systemd-creds encrypt --with-key=host --name=pin - /etc/credstore.encrypted/ocspd.pin 2>/dev/null
+mkdir -m 700 "$work/credentials" && echo "$pin" >"$work/credentials/pin" && chmod 400 "$work/credentials/pin" && chown -R ocspd-signer: "$work/credentials"
 cat >/etc/ocspd/ocspd.toml <<END
 [listen]
 ocsp = ["127.0.0.1:2560"]
 [token.main]
 uri = "pkcs11:token=ocsp?module-path=$module"
-pin = "file:pin"
+pin = "credential:pin"
 environment = ["SOFTHSM2_CONF=$SOFTHSM2_CONF"]
 [issuer.ca]
 certificate = "ca.pem"
@@ -92,6 +95,7 @@ for my $role (qw(keeper signer front)) {
 		POSIX::dup2($high[$_], 3 + $_) for 0 .. $#s;
 		POSIX::close($_) for 3 + @s .. 60, @high;
 		$ENV{LISTEN_PID} = $$; $ENV{LISTEN_FDS} = @s; $ENV{LISTEN_FDNAMES} = join ":", map { $_->[0] } @s;
+		$ENV{CREDENTIALS_DIRECTORY} = $ARGV[1] if $role eq "signer";
 		open STDERR, ">>", "$role.log"; umask($role eq "keeper" ? 0027 : 0077);
 		exec "setpriv", "--reuid", "ocspd-$role", "--regid", "ocspd-$role", "--init-groups", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs", $ARGV[0], $role;
 	}
@@ -99,7 +103,7 @@ for my $role (qw(keeper signer front)) {
 }
 1 while wait > 0;
 END
-perl hold.pl "$o" &
+perl hold.pl "$o" "$work/credentials" &
 tries=0
 until as alice "$o" status >out 2>&1 && grep -q '^serving' out; do
 	tries=$((tries + 1))
@@ -113,7 +117,12 @@ ask | grep -q 'leaf.pem: revoked' && ok 'revoked' || { wrong 'not revoked:'; ask
 as alice "$o" reload >out 2>&1 && ! grep -q warning out && ok 'alice reloads all three' || { wrong 'reload:'; cat out; }
 "$o" audit show 2>/dev/null | grep hand.revoke | grep -q alice && ok 'the log names her' || wrong 'the log does not name alice'
 as mallory "$o" status >out 2>&1 && wrong 'mallory gets a status' || grep -q 'permission denied.*ocspd-admin' out && ok 'mallory is told to be of ocspd-admin' || wrong "mallory: $(cat out)"
-! as mallory cat /etc/ocspd/pin 2>/dev/null && ! as ocspd-front cat /etc/ocspd/pin 2>/dev/null && ! as ocspd-keeper cat /etc/ocspd/pin 2>/dev/null && ok 'nobody but signer reads the PIN' || wrong 'the PIN can be read'
+"$o" token check >out 2>&1 && "$o" issuer check >>out 2>&1 && "$o" key list >>out 2>&1 && ok 'root checks token, issuers and keys, with the sealed PIN, beside the signer' || { wrong 'root: checks:'; cat out; }
+"$o" custody report --out report.json >out 2>&1 && "$o" custody verify report.json >>out 2>&1 && ok 'root makes the custody report' || { wrong 'root: custody report'; cat out; }
+"$o" key generate spare --type p256 >made 2>&1 && "$o" key destroy spare --yes "$(sed -n 's/^SPKI SHA-256 *//p' made)" >out 2>&1 && "$o" audit show 2>/dev/null | grep 'key.destroy.*spare' | grep -q ok &&
+	ok 'root makes and destroys a key, which keeper records' || { wrong 'root: key destroy:'; cat made out; }
+as ocspd-signer "$o" key list >out 2>&1 && wrong 'a verb of another user has the PIN' || grep -q 'run this as root' out && ok 'who is not root is told that only root can unseal' || { wrong 'who is not root:'; cat out; }
+grep -rqsF "$pin" /etc /run/ocspd /var/lib/ocspd ./out ./made report.json ./*.log && wrong 'the PIN lies about' || ok 'the PIN is nowhere else'
 denied() { ! as "$1" test -"$2" "$3" || wrong "$1 may -$2 $3"; }
 for u in ocspd-front mallory; do for f in keeper keeper/ocspd.db gen/ca.current signer/highwater; do denied $u r /var/lib/ocspd/$f; done; done
 for f in gen gen/ca.current keeper; do denied ocspd-signer w /var/lib/ocspd/$f; done

@@ -29,7 +29,7 @@ func openToken(cfg *config, t *tokenConfig, log *slog.Logger) (*hsm.Token, error
 	t.setEnvironment()
 	return hsm.Open(hsm.Config{
 		Name: t.Name, URI: t.URI, InitArgs: t.InitArgs, MaxSessions: t.MaxSessions, Log: log,
-		PIN:    func() ([]byte, error) { return readPIN(t.PIN) },
+		PIN:    t.readPIN,
 		Marker: cfg.pinMarker(t.Name),
 	})
 }

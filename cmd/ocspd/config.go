@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -42,6 +43,9 @@ type tokenConfig struct {
 	Environment []string // NAME=value, for the module
 	Paths       []string // that the module opens, beyond those that its environment names
 	MaxSessions int
+
+	Unsealed  *os.File // the PIN, for readPIN to read once, where unseal had to make it ready
+	UnsealErr error    // why it could not
 
 	// What only people know of the token, for `custody report`; each may be "".
 	Assurance string // certificate of the device

@@ -309,6 +309,9 @@ func (a *app) custodyAs(ctx context.Context, credential *syscall.Credential, hom
 	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(facts), &document, a.stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	c.Env = append(os.Environ(), "HOME="+home)
+	if err := passPINs(c, cfg.Tokens...); err != nil {
+		return nil, fmt.Errorf("custody report: %w", err)
+	}
 	err = c.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
@@ -355,7 +358,7 @@ func (a *app) custodyMeasured(ctx context.Context, cfg *config, data *custodyDat
 	if err := hardening.NoDump(); err != nil { // before a PIN is in memory
 		return nil, err
 	}
-	if err := becomeSigner(cfg); err != nil {
+	if err := becomeSigner(cfg, cfg.Tokens...); err != nil {
 		return nil, err
 	}
 	m := &custodyMeasurement{data: data, cfg: cfg, log: a.verbLog(), keys: map[string]*hsm.Key{}}

@@ -117,9 +117,11 @@ func policyOf(cfg *config, name string) *hardening.Policy {
 		p.Role = hardening.Keeps
 		p.Write = []string{cfg.keeperDir(), cfg.generations()}
 		p.Sockets = []string{cfg.Run}
-		p.Network, p.Netlink = true, true
 		p.Listen = listenPorts(p, []string{cfg.Listen.Admin}, listenerAdmin)
-		p.Connect = sourcePorts(cfg)
+		if !exists(cfg.dialerSocket()) { // else another process connects for it
+			p.Network, p.Netlink = true, true
+			p.Connect = sourcePorts(cfg)
+		}
 		// Names of servers and of accounts, and the roots of TLS: files that are replaced rather than changed, so that the folder is named.
 		p.Read = append(p.Read, "/etc", "/run/systemd/resolve", "/usr/share/ca-certificates", "/usr/local/share/ca-certificates")
 		for _, v := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR"} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ocspd/hardening"
 	"ocspd/hsm"
 	"ocspd/ingest"
 	"ocspd/pki"
@@ -195,7 +197,11 @@ func (a *app) checkIssuers(names []string) error {
 		}
 		which = []*issuerConfig{c}
 	}
-	if err := becomeSigner(cfg); err != nil {
+	var login []*tokenConfig
+	for _, c := range which {
+		login = append(login, cfg.token(c.Token))
+	}
+	if err := errors.Join(hardening.NoDump(), becomeSigner(cfg, login...)); err != nil {
 		return err
 	}
 	tokens := map[string]*hsm.Token{}

@@ -210,6 +210,9 @@ func (a *app) keyList(token string) error {
 		}
 		tokens = []*tokenConfig{t}
 	}
+	if err := becomeSigner(cfg, tokens...); err != nil { // once, for all of them
+		return err
+	}
 	type row struct {
 		keyFacts
 		Findings []hsm.Finding `json:"findings"`
@@ -582,6 +585,9 @@ func (a *app) proveAs(ctx context.Context, credential *syscall.Credential, home 
 	c.Stdin, c.Stdout, c.Stderr = bytes.NewReader(cert.Raw), io.Discard, a.stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	c.Env = append(os.Environ(), "HOME="+home)
+	if err := passPINs(c, cfg.token(i.Token)); err != nil {
+		return fmt.Errorf("key install: %w", err)
+	}
 	err = c.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -403,7 +404,7 @@ func TestReadPIN(t *testing.T) {
 		}
 		t.Setenv("CREDENTIALS_DIRECTORY", dir)
 		for _, source := range []string{"file:" + path, "credential:pin"} {
-			got, err := readPIN(source)
+			got, err := (&tokenConfig{PIN: source}).readPIN()
 			if string(got) != c.want || (err == nil) != (c.err == "") || err != nil && (!strings.Contains(err.Error(), c.err) || strings.Contains(err.Error(), "1234")) {
 				t.Errorf("%s %q %o: %q, %v", source, c.content, c.mode, got, err)
 			}
@@ -418,9 +419,82 @@ func TestReadPIN(t *testing.T) {
 		"file:" + dir + "/absent": "no such file", "file:" + dir: "not a regular file", "file:" + fifo: "not a regular file",
 		"credential:pin": "systemd unit", "1234": "must say",
 	} {
-		if _, err := readPIN(source); err == nil || !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "1234") {
+		if _, err := (&tokenConfig{PIN: source}).readPIN(); err == nil || !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "1234") {
 			t.Errorf("%s: %v", source, err)
 		}
+	}
+}
+
+// A sealed PIN goes from systemd-creds to the login by a pipe, in this process or in one that it starts; it can be read once. test/users.sh has the real
+// systemd-creds and the change of the user.
+func TestUnseal(t *testing.T) {
+	const pinFD = "OCSPD_TEST_PIN" // says that this is the process that was started
+	token := &tokenConfig{Name: "main", PIN: "credential:pin"}
+	if os.Getenv(pinFD) != "" {
+		token.unseal()
+		pin, err := token.readPIN()
+		fmt.Printf("passed %d octets, %v\n", len(pin), err)
+		return
+	}
+	dir := t.TempDir()
+	program := func(text string) {
+		if err := os.WriteFile(filepath.Join(dir, "systemd-creds"), []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	sealed, plain := filepath.Join(dir, "sealed"), filepath.Join(dir, "plain")
+	defer func(s, p []string) { sealedStores, plainStores = s, p }(sealedStores, plainStores)
+	sealedStores, plainStores = []string{filepath.Join(dir, "none"), sealed}, []string{plain}
+	for _, d := range []string{sealed, plain} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unsealed := func() *tokenConfig {
+		t.Helper()
+		f, err := unsealCredential("pin")
+		return &tokenConfig{Name: "main", PIN: "credential:pin", Unsealed: f, UnsealErr: err}
+	}
+
+	if _, err := unsealed().readPIN(); err == nil || !strings.Contains(err.Error(), "systemd-creds encrypt --name=pin - "+filepath.Join(dir, "none", "ocspd.pin")) {
+		t.Errorf("no credential: %v", err)
+	}
+	in := filepath.Join(plain, "ocspd.pin")
+	if err := os.WriteFile(in, []byte("4321\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if pin, err := unsealed().readPIN(); err != nil || string(pin) != "4321" {
+		t.Errorf("a credential that is not sealed: %q, %v", pin, err)
+	}
+	if err := os.WriteFile(filepath.Join(sealed, "ocspd.pin"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program(`[ "$*" = "decrypt --name=pin ` + sealed + `/ocspd.pin -" ] && [ -p /dev/stdout ] && echo 1234`)
+	one := unsealed()
+	if pin, err := one.readPIN(); err != nil || string(pin) != "1234" {
+		t.Errorf("a sealed credential: %q, %v", pin, err)
+	}
+	if _, err := one.readPIN(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("read a second time: %v", err)
+	}
+	c := exec.Command(os.Args[0], "-test.run=^TestUnseal$")
+	c.Env = append(os.Environ(), pinFD+"=1")
+	other := &tokenConfig{Name: "other", PIN: "file:/none"}
+	if err := passPINs(c, other, unsealed()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "passed 4 octets, <nil>") || strings.Contains(strings.Join(c.Env, " "), "1234") {
+		t.Errorf("passed on: %v: %s", err, out)
+	}
+	program("echo sealed elsewhere >&2; exit 1")
+	bad := unsealed()
+	if _, err := bad.readPIN(); err == nil || !strings.Contains(err.Error(), "sealed elsewhere") || !strings.Contains(err.Error(), "seal it anew") {
+		t.Errorf("cannot be unsealed: %v", err)
+	}
+	if err := passPINs(exec.Command("true"), bad); err == nil || !strings.Contains(err.Error(), "token main: PIN: ") {
+		t.Errorf("cannot be unsealed, nor passed on: %v", err)
 	}
 }
 

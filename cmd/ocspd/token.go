@@ -137,8 +137,12 @@ func signerAccount(cfg *config) (*syscall.Credential, *user.User, error) {
 
 // becomeSigner leaves root for the signer's user, for good, before a vendor's library is loaded: files that it makes in
 // the token's folder must be the signer's, what works here must work there, and the library has no business being root.
-// The user's further groups go along, since many tokens are reached by one.
-func becomeSigner(cfg *config) error {
+// The user's further groups go along, since many tokens are reached by one. A sealed PIN of those tokens that are to be logged in to is unsealed
+// before, since only root can.
+func becomeSigner(cfg *config, login ...*tokenConfig) error {
+	for _, t := range login {
+		t.unseal()
+	}
 	c, u, err := signerAccount(cfg)
 	if c == nil || err != nil {
 		return err
@@ -158,7 +162,7 @@ func (a *app) withToken(cfg *config, t *tokenConfig, f func(*hsm.Token) error) e
 	if err := hardening.NoDump(); err != nil { // before the PIN is in memory
 		return err
 	}
-	if err := becomeSigner(cfg); err != nil {
+	if err := becomeSigner(cfg, t); err != nil {
 		return err
 	}
 	token, err := openToken(cfg, t, a.verbLog())
@@ -337,6 +341,9 @@ func (a *app) tokenCheck(ctx context.Context, name string) error {
 		a.talk("the configuration is not whole yet (see 'ocspd config check'), so every key on the token is tried")
 	} else {
 		cfg = whole
+	}
+	if err := becomeSigner(cfg, tokens...); err != nil { // once, for all of them
+		return err
 	}
 	out := struct {
 		V      int            `json:"v"`
