@@ -82,7 +82,7 @@ check 'units and man pages' test/units.sh
 check 'responder without cgo' env CGO_ENABLED=0 go build ./responder ./pki ./ingest ./generation
 check 'demo, twice' demo
 check 'clients of others' interop $([ "$mode" = long ] && echo java)
-check 'tests, with the race detector' go test -race -timeout 20m -parallel 4 ./... # scripts wait more than they work
+check 'tests, with the race detector' go test -race -timeout 20m -parallel 3 ./... # scripts wait more than they work
 check 'what arrives at the token' test/spy.sh
 check 'tokens of others' test/tokens.sh p11-kit nss
 trial 'three roles, three users' test/users.sh

@@ -150,6 +150,7 @@ type tokenReport struct {
 type issuerReport struct {
 	Name       string    `json:"name"`
 	Generation uint64    `json:"generation"`
+	Complete   bool      `json:"complete"` // of that generation
 	NotAfter   time.Time `json:"signer_not_after"`
 }
 

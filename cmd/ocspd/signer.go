@@ -615,7 +615,7 @@ func (s *signerRole) fillReport(r *roleReport) {
 	for _, i := range state.issuers {
 		ir := issuerReport{Name: i.config.Name, NotAfter: i.authority.Policy.NotAfter.UTC()}
 		if v := i.authority.View(); v != nil {
-			ir.Generation = v.Number
+			ir.Generation, ir.Complete = v.Number, v.Complete
 		}
 		report.Issuers = append(report.Issuers, ir)
 	}

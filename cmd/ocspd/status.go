@@ -53,6 +53,7 @@ type issuerStatus struct {
 	Signed     uint64         `json:"signed_generation"` // that signer answers by; 0 when it answers by none
 	Complete   bool           `json:"complete"`          // every source has delivered; without that, every answer is tryLater
 	NotAfter   *time.Time     `json:"signer_not_after"`
+	answered   bool           // signer has a generation that every source has delivered to; that may be one before the one in force
 	Unissued   string         `json:"unissued"`
 	Profile    string         `json:"profile"`
 	Sources    []sourceStatus `json:"sources"`
@@ -102,7 +103,7 @@ func (k *keeper) status(ctx context.Context) (*statusResult, error) {
 		for _, r := range signer.Signer.Issuers {
 			for n := range s.Issuers {
 				if s.Issuers[n].Name == r.Name {
-					s.Issuers[n].Signed, s.Issuers[n].NotAfter = r.Generation, &r.NotAfter
+					s.Issuers[n].Signed, s.Issuers[n].NotAfter, s.Issuers[n].answered = r.Generation, &r.NotAfter, r.Complete
 				}
 			}
 		}
@@ -123,7 +124,7 @@ func verdict(alarms []alarm, issuers []issuerStatus, connected bool) string {
 	}
 	answering := 0
 	for _, i := range issuers {
-		if !silent[i.Name] && i.Complete && i.Signed > 0 {
+		if !silent[i.Name] && i.Complete && i.answered {
 			answering++
 		}
 	}
