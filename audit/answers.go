@@ -217,34 +217,14 @@ func (a *Answers) Prepare(next uint64, dropping func(Range) error) error {
 }
 
 // allocate makes a segment of zeros whose room is taken, not a file with holes. It has its name when that is durable.
-func allocate(path string) (err error) {
-	aside := path + ".new"
-	f, err := os.OpenFile(aside, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(aside)
+func allocate(path string) error {
+	return putBy(path, 0o640, func(f *os.File) error {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, SegmentSize)
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			_, err = f.Write(make([]byte, SegmentSize))
 		}
-	}()
-	err = unix.Fallocate(int(f.Fd()), 0, 0, SegmentSize)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		_, err = f.Write(make([]byte, SegmentSize))
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
 		return err
-	}
-	if err := os.Rename(aside, path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
+	})
 }
 
 // Write makes the hashes of the answers from number first on durable. After an error all of them are to be written again: what an fsync that failed

@@ -103,7 +103,15 @@ func (r tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 func (tileReader) SaveTiles([]tlog.Tile, [][]byte) {}
 
 // put makes a file durable: at every moment, and after a power loss, path is what it was or holds all of data.
-func put(path string, data []byte, mode fs.FileMode) (err error) {
+func put(path string, data []byte, mode fs.FileMode) error {
+	return putBy(path, mode, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
+}
+
+// putBy is put for what write writes.
+func putBy(path string, mode fs.FileMode, write func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	if err := makeFolder(dir); err != nil {
 		return err
@@ -118,8 +126,7 @@ func put(path string, data []byte, mode fs.FileMode) (err error) {
 			os.Remove(aside)
 		}
 	}()
-	_, err = f.Write(data)
-	if err == nil {
+	if err = write(f); err == nil {
 		err = f.Sync()
 	}
 	if closeErr := f.Close(); err == nil {
