@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -217,10 +219,16 @@ func (s *shim) over(n int) {
 	}
 }
 
-// unhang undoes what stuck calls left, once n of them have come back: a test has no new process.
+// unhang undoes what stuck calls left, once n of them have come back and nobody is in the module any more: a test has no new process.
 func (s *shim) unhang(n int) {
 	s.t.Helper()
 	s.over(n)
+	stacks := make([]byte, 1<<20)
+	for start := time.Now(); bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("hsm.await[")); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 30*time.Second {
+			s.t.Fatal("what follows a call that came back does not end")
+		}
+	}
 	modules.Lock()
 	defer modules.Unlock()
 	m := modules.byPath[s.module]
