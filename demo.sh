@@ -15,6 +15,9 @@ case $mode in '' | --ci | clean) ;; *) echo "usage: ./demo.sh [--ci | clean]" >&
 die() { echo "demo.sh: $*" >&2; exit 1; }
 alive() { [ -s "$d/pid" ] && kill -0 "$(cat "$d/pid")" 2>/dev/null && grep -qa ocspd "/proc/$(cat "$d/pid")/cmdline" 2>/dev/null; }
 if alive; then die "a responder already serves from $d (process $(cat "$d/pid")); stop it first: kill $(cat "$d/pid")"; fi
+mkdir -p "$d"
+exec 9>"$d/lock"
+flock -n 9 || die "another demo.sh is at work in $d; wait for it or stop it"
 if [ "$mode" = clean ]; then rm -rf "$d"; echo "removed $d"; exit 0; fi
 
 number=0 began=$(date +%s%N) step_began=
@@ -22,6 +25,7 @@ now_ms() { echo $(($(date +%s%N) / 1000000)); }
 done_step() { [ -z "$step_began" ] || printf '   done in %d ms\n' $(($(now_ms) - step_began)); step_began=; }
 step() { done_step; number=$((number + 1)); step_began=$(now_ms); printf '\n%d. %s\n' $number "$1"; }
 say() { printf '   %s\n' "$*"; }
+quiet() { "$@" >"$d/out" 2>&1 || { cat "$d/out" >&2; die "this failed: $*"; }; }
 
 serving=
 stop() {
@@ -46,7 +50,7 @@ for m in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so; do [
 mkdir -p "$d/softhsm/tokens" "$pki" "$ca" "$d/run"
 rm -f "$d/url" "$d/url-http" "$d/admin" "$d/pid"
 
-step 'Build'
+step 'Build (the first time compiles SQLite and all libraries, which takes some minutes on a small machine)'
 if [ -z "${HOME-}" ]; then export GOPATH="$d/go" GOCACHE="$d/go/cache"; fi
 go build -buildvcs=false -o "$d/ocspd.new" ./cmd/ocspd
 mv "$d/ocspd.new" "$d/ocspd"
@@ -75,11 +79,12 @@ fi
 # A port of our own: the first that nothing listens on.
 used() { awk -v p=":$(printf '%04X' "$1")\$" '$4 == "0A" && $2 ~ p { found = 1 } END { exit !found }' /proc/net/tcp $([ -e /proc/net/tcp6 ] && echo /proc/net/tcp6); }
 free_from() { p=$1; while used "$p"; do p=$((p + 1)); done; echo "$p"; }
-if used 2560; then port=$(free_from 12560); else port=2560; fi
-http_port=$(free_from 12660)
-admin_port=$(free_from 12760)
 both() { if [ -s /proc/net/if_inet6 ] && grep -q ' lo$' /proc/net/if_inet6; then echo "\"127.0.0.1:$1\", \"[::1]:$1\""; else echo "\"127.0.0.1:$1\""; fi; }
-cat >"$d/ocspd.toml" <<END
+configure() {
+	if used 2560; then port=$(free_from 12560); else port=2560; fi
+	http_port=$(free_from 12660)
+	admin_port=$(free_from 12760)
+	cat >"$d/ocspd.toml" <<END
 state = "state"
 run   = "run"
 
@@ -120,14 +125,17 @@ unissued    = "good" # a CRL alone: what is not on it counts as good
 crl     = "pki/class3.crl"
 refresh = "10s"
 END
+}
+configure
 
 step 'Keys, made inside the token'
 for k in class1-ocsp:rsa2048 class3-ocsp:p256 audit:ed25519; do
 	label=${k%:*}
-	"$o" key show -c "$d/ocspd.toml" "$label" >/dev/null 2>&1 || "$o" key generate -c "$d/ocspd.toml" "$label" --type "${k#*:}" >/dev/null
-	say "$label, read back from the token:"
-	"$o" key show -c "$d/ocspd.toml" "$label" | sed 's/^/     /'
+	"$o" key show -c "$d/ocspd.toml" "$label" >/dev/null 2>&1 || quiet "$o" key generate -c "$d/ocspd.toml" "$label" --type "${k#*:}"
 done
+"$o" key list -c "$d/ocspd.toml" | sed 's/^/   /'
+say 'One of them, as the token says that it keeps it (key show tells of the others):'
+"$o" key show -c "$d/ocspd.toml" class1-ocsp 2>&1 | sed 's/^/     /'
 
 step 'Two CAs: class1, a root, and class3, an intermediate that issues too'
 ca_section() { # name, its index.txt
@@ -183,7 +191,6 @@ authorityKeyIdentifier = keyid:always
 distinguished_name = dn
 [dn]
 END
-quiet() { "$@" >"$d/openssl.out" 2>&1 || { cat "$d/openssl.out" >&2; die "this failed: $*"; }; }
 issue() { # CA, section, request, certificate
 	quiet openssl ca -batch -notext -config "$ca/openssl.cnf" -name "ca_$1" -extensions "$2" -in "$3" -out "$4.new"
 	mv "$4.new" "$4"
@@ -237,18 +244,29 @@ for c in class1 class3; do
 done
 
 step 'Serve'
-url=http://127.0.0.1:$port
-: >"$d/log"
-"$o" serve -c "$d/ocspd.toml" >>"$d/log" 2>&1 &
-serving=$!
-echo "$serving" >"$d/pid"
+start() {
+	: >"$d/log"
+	"$o" serve -c "$d/ocspd.toml" >>"$d/log" 2>&1 9>&- &
+	serving=$!
+	echo "$serving" >"$d/pid"
+}
+start
 tries=0
 until "$o" status -c "$d/ocspd.toml" 2>&1 | tee "$d/answer" | grep -q '^serving'; do
-	kill -0 "$serving" 2>/dev/null || { cat "$d/log" >&2; die 'the responder did not start; its log stands above'; }
 	tries=$((tries + 1))
+	if ! kill -0 "$serving" 2>/dev/null; then
+		if [ $tries -lt 10 ] && grep -q 'address already in use' "$d/log"; then # another demo, started at the same moment, was faster
+			configure
+			start
+			continue
+		fi
+		cat "$d/log" >&2
+		die 'the responder did not start; its log stands above'
+	fi
 	[ $tries -lt 150 ] || { cat "$d/log" "$d/answer" >&2; die 'the responder is not ready after 30 s; its log stands above'; }
 	sleep 0.2
 done
+url=http://127.0.0.1:$port
 say "process $serving on $url, and on http://127.0.0.1:$http_port in place of port 80"
 "$o" status -c "$d/ocspd.toml" | sed 's/^/     /'
 
@@ -299,7 +317,7 @@ get class1 class1-live 'class1-live.pem:~revoked Reason:~keyCompromise'
 "$o" unrevoke -c "$d/ocspd.toml" class1 "$pki/class1-live.pem" --mistake 'the demo revoked it to show that it can' 2>&1 | sed 's/^/   /'
 post class1 class1-live 'class1-live.pem:~good'
 done_step
-rm -f "$d/answer" "$d/req.der" "$d/resp.der" "$d/openssl.out"
+rm -f "$d/answer" "$d/req.der" "$d/resp.der" "$d/out"
 [ $failed = 0 ] || { stop; die "$failed of the proofs failed; the log is in demo/log"; }
 
 printf '\nAll proven, %d s after the start. SoftHSM keeps keys in files that whoever runs this account can copy: this shows how the\n' $((($(date +%s%N) - began) / 1000000000))

@@ -9,7 +9,8 @@ case $version in *[!0-9A-Za-z.+~]* | -) echo "usage: ./package.sh [VERSION], lik
 . ./test/packages.sh
 packages dpkg binutils gcc libc6-dev xz-utils >/dev/null
 if [ -z "${SOURCE_DATE_EPOCH-}" ]; then
-	SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null) || # not a git checkout: the last date in the list of changes, or that of the first version
+	# Whoever owns the checkout, and wherever it lies: not the history of a folder above it. Without one, the last date in the list of changes, or the first version's.
+	SOURCE_DATE_EPOCH=$(test -e .git && git -c safe.directory='*' log -1 --format=%ct 2>/dev/null) ||
 		SOURCE_DATE_EPOCH=$(date -u -d "$(grep -om 1 '20[0-9][0-9]-[0-9][0-9]-[0-9][0-9]' CHANGELOG.md || echo 2026-01-01)" +%s)
 fi
 export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC
@@ -64,7 +65,7 @@ Package: ocspd
 Version: $version-1
 Architecture: $arch
 Maintainer: The ocspd authors <ocspd@example.org>
-Installed-Size: $(du -sk --apparent-size "$root" | cut -f 1)
+Installed-Size: $(find "$root" ! -path "$root/DEBIAN*" -printf '%y %s\n' | awk '{ n += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print n }')
 Depends: libc6 (>= ${glibc:-2.36}), init-system-helpers (>= 1.54~), systemd (>= 252) | systemd-standalone-sysusers, systemd (>= 252) | systemd-standalone-tmpfiles
 Recommends: ca-certificates
 Suggests: softhsm2, opensc, openssl
@@ -81,6 +82,7 @@ Description: OCSP responder whose keys stay in a PKCS#11 token
  imported data never becomes "good".
 END
 (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | sort | xargs md5sum >DEBIAN/md5sums)
+find "$root" -type d -exec chmod 00755 {} + # a setgid TMPDIR would be inherited
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 mkdir -p dist
 deb=dist/ocspd_$version-1_$arch.deb

@@ -309,13 +309,18 @@ func findAnswer(dir string, hash [sha256.Size]byte) iter.Seq2[uint64, error] {
 				yield(0, fmt.Errorf("answers: %w", err))
 				return
 			}
-			for end := len(b); ; {
-				at := bytes.LastIndex(b[:end], hash[:])
-				if at < 0 {
+			var found []uint64
+			for at := 0; ; at++ { // forwards, which is fast
+				next := bytes.Index(b[at:], hash[:])
+				if next < 0 {
 					break
 				}
-				end = at + sha256.Size - 1
-				if at%sha256.Size == 0 && !yield(segment*segmentAnswers+uint64(at/sha256.Size), nil) {
+				if at += next; at%sha256.Size == 0 {
+					found = append(found, segment*segmentAnswers+uint64(at/sha256.Size))
+				}
+			}
+			for _, number := range slices.Backward(found) {
+				if !yield(number, nil) {
 					return
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -210,8 +211,8 @@ func TestAnswerProofAlone(t *testing.T) {
 	}
 }
 
-// What is kept is bounded: a flood drops the oldest hashes, says so, and never more than must be.
-func TestAnswersQuota(t *testing.T) {
+// What is kept is bounded: a flood drops the oldest hashes, says so, and never more than must be. It takes no record with it.
+func TestAUD08AnswersQuota(t *testing.T) {
 	const quota = 3 * SegmentSize
 	l := newLedger(t, quota)
 	for l.last < 5*segmentAnswers {
@@ -242,6 +243,23 @@ func TestAnswersQuota(t *testing.T) {
 	}
 	if _, err := l.prove(oldest - 1); !errors.Is(err, ErrNotRecorded) {
 		t.Errorf("an answer that was dropped: %v", err)
+	}
+	if r := verify(t, l.dir, l.key, nil); !r.OK() || !slices.Equal(r.Proven, []Range{{0, l.log.Head().Size - 1}}) {
+		t.Errorf("%v, proven %v", r.Faults, r.Proven)
+	}
+	recorded, dropped := uint64(1), uint64(1) // the next number
+	for r := range values(l.log.Records(0)) {
+		switch n, _ := r.Numbers(); {
+		case r.Event == EventBatch && n.First == recorded:
+			recorded = n.Last + 1
+		case r.Event == EventDrop && n.First == dropped:
+			dropped = n.Last + 1
+		default:
+			t.Errorf("entry %d: %+v", r.Sequence, r)
+		}
+	}
+	if recorded != l.last+1 || dropped != oldest {
+		t.Errorf("batches are recorded before %d, drops before %d; want %d, %d", recorded, dropped, l.last+1, oldest)
 	}
 	for _, n := range []uint64{a.Kept.First, l.last} {
 		if _, err := l.prove(n); err != nil {

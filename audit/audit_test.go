@@ -433,7 +433,7 @@ func crashAtEveryStep(t *testing.T, before uint64, wantSteps int) {
 
 	steps := 0
 	for step := 0; ; step++ {
-		work := copyLog(t, dir)
+		work := copyOwn(t, dir)
 		l := open(t, work, signer, public)
 		done := 0
 		var crashed []string
@@ -443,14 +443,14 @@ func crashAtEveryStep(t *testing.T, before uint64, wantSteps int) {
 				return real(path, data, mode)
 			}
 			// Torn: the file that is written aside is there in part. Whole: it is in place, but the process does not live to see it.
-			torn := copyLog(t, work)
+			torn := copyOwn(t, work)
 			name, _ := filepath.Rel(work, path)
 			os.MkdirAll(filepath.Dir(filepath.Join(torn, name)), 0o750)
 			if err := os.WriteFile(filepath.Join(torn, name+".new"), data[:len(data)/2], mode); err != nil {
 				t.Fatal(err)
 			}
 			crashed = append(crashed, torn)
-			whole := copyLog(t, work)
+			whole := copyOwn(t, work)
 			if err := put(filepath.Join(whole, name), data, mode); err != nil {
 				t.Fatal(err)
 			}

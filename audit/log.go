@@ -13,7 +13,7 @@
 //
 // The key is either at hand, and every write ends with a signed head, or it is elsewhere, in a token that may be away (OpenLocal). Then
 // records are durable under a local head, in the file FOLDER.head, and checkpoint follows as soon as somebody signs it. Nobody signs the local
-// head: whoever can write it could read any key that lay beside it, too, and what it is there for, accidents, its root finds.
+// head: whoever can write it could read any key that lay beside it, too, and what it is there for, accidents, its root finds. That it is gone, its place tells.
 package audit
 
 import (
@@ -123,14 +123,21 @@ func ReadHead(dir string, keys ...note.Verifier) (Head, error) {
 	return h, nil
 }
 
-// localFile is where the head of a log stands until somebody signs it.
+// localFile is where the head of a log stands until somebody signs it. It is there beside every log: one that needs no local head says so in it, and so what
+// was durable under a file that is missing is missed.
 func localFile(dir string) string { return filepath.Clean(dir) + ".head" }
+
+// noLocal is in localFile while every write ends with a signed head.
+const noLocal = "checkpoint\n"
 
 func (h Head) localText() []byte { return fmt.Appendf(nil, "%d\n%s\n", h.Size, h.Root) }
 
 // ReadLocal reads the head that nobody has signed yet; fs.ErrNotExist where the key is at hand, or the folder is a copy.
 func ReadLocal(dir string) (h Head, err error) {
 	text, err := os.ReadFile(localFile(dir))
+	if string(text) == noLocal {
+		err = &fs.PathError{Op: "read", Path: localFile(dir), Err: fs.ErrNotExist}
+	}
 	if err != nil {
 		return Head{}, fmt.Errorf("audit log: %w", err)
 	}
@@ -223,6 +230,11 @@ func (l *Log) open() error {
 			return err
 		} else if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if text, err := Unaccounted(l.dir, l.head); err != nil {
+			return err
+		} else if text != "" {
+			return fmt.Errorf("%w: %s", ErrDamaged, text)
 		}
 		if err := l.tidy(); err != nil {
 			return err
@@ -319,10 +331,35 @@ func (l *Log) takeOver(begun bool) error {
 		l.head = head
 	}
 	l.current = l.public
-	if err := os.Remove(localFile(l.dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if on, err := os.ReadFile(localFile(l.dir)); err == nil && string(on) == noLocal {
+		return nil
 	}
-	return nil
+	return put(localFile(l.dir), []byte(noLocal), 0o640)
+}
+
+// Unaccounted says which file of the log in dir goes beyond its signed head, head, where the file of the local head is missing: it may have entries that were
+// acknowledged. "" means that there is none. Beside a copy there is no such file, and what was being written while it was made may be in it.
+func Unaccounted(dir string, head Head) (string, error) {
+	if _, err := os.Lstat(localFile(dir)); !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	found := ""
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		if t, err := parseTilePath(name); err == nil && !head.covers(t) {
+			found = fmt.Sprintf("%s is missing, and %s goes beyond the %d entries under the signed head: entries may have been cut off; put the missing file back, or, to go on without them, "+
+				"write the word checkpoint into it", localFile(dir), name, head.Size)
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return found, err
 }
 
 // tidy removes files that the head does not cover: they were being written when a process ended. It also removes partial tiles that nobody needs any

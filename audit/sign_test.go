@@ -268,7 +268,7 @@ func TestKeyChange(t *testing.T) {
 	l.Close()
 	l = open(t, dir, soft, softPublic) // token -> none
 	add(t, l, 1)
-	if _, err := os.Stat(localFile(dir)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := ReadLocal(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the local head stays")
 	}
 	r = verify(t, dir, softV, nil)
@@ -461,6 +461,7 @@ func TestOpenLocalRefusesDamage(t *testing.T) {
 	fill(t, l, 5)
 	l.Close()
 	for name, change := range map[string]func(string) error{
+		"local head gone":    func(d string) error { return os.Remove(localFile(d)) },
 		"local head cut":     func(d string) error { return os.Truncate(localFile(d), 3) },
 		"local head forged":  func(d string) error { return os.WriteFile(localFile(d), Head{Size: 304}.localText(), 0o640) },
 		"checkpoint changed": func(d string) error { return os.WriteFile(filepath.Join(d, "checkpoint"), []byte("x\n"), 0o640) },

@@ -1,20 +1,23 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 
 	"ocspd/pki"
 )
 
 const (
-	blockRecords = 98  // with its row's other columns they fill a page of 4096 octets and no second one
-	readBlocks   = 256 // read in one statement: 1 MiB; no read transaction is held between two
-	writeBlocks  = 512 // written in one transaction: 50,176 records, 2 MiB
+	blockRecords = 404 // with its row's other columns they fill a page of pageSize octets and no second one
+	readBlocks   = 64  // read in one statement: 1 MiB; no read transaction is held between two
+	writeBlocks  = 128 // written in one transaction: 51,712 records, 2 MiB
+	restartAfter = 8   // such transactions the write-ahead log begins anew, which it can when all of it is in the database
 )
 
 // carriedMark is what a record of a block has in place of a source: the source no longer lists it.
@@ -28,10 +31,6 @@ type block struct {
 	imp     int64
 	lo, hi  []byte
 	records []byte
-}
-
-func emptyBlock(lo []byte) block {
-	return block{lo: lo, records: make([]byte, 0, blockRecords*pki.PackedSize)}
 }
 
 func (b *block) sum() [sha256.Size]byte {
@@ -199,6 +198,9 @@ type stager struct {
 	changed block      // open: what was, where anything was, and what is
 	changes []block    // full
 	writing chan error // the result of what is being written; nil if nothing is
+	written []block    // what is being written, or was
+	flushes int
+	free    [][]byte // room for records that are written
 	n       int64
 	carried int64
 	merged  *merger // takes each record too
@@ -209,6 +211,17 @@ type changeRow struct {
 	serial   pki.Serial
 	from, to pki.Status
 	carried  bool
+}
+
+// begin opens a block in the room of one that was written, where there is one: what an import writes is many times what keeper needs otherwise.
+func (w *stager) begin(lo []byte) block {
+	b := block{imp: w.imp, lo: lo}
+	if n := len(w.free); n > 0 {
+		b.records, w.free = w.free[n-1], w.free[:n-1]
+	} else {
+		b.records = make([]byte, 0, blockRecords*pki.PackedSize)
+	}
+	return b
 }
 
 func (w *stager) add(ctx context.Context, p *pki.Packed) error {
@@ -227,9 +240,9 @@ func (w *stager) add(ctx context.Context, p *pki.Packed) error {
 
 // cut ends the open block where the next begins.
 func (w *stager) cut(ctx context.Context, hi []byte) error {
-	w.open.imp, w.open.hi = w.imp, hi
+	w.open.hi = hi
 	w.blocks = append(w.blocks, w.open)
-	w.open = emptyBlock(hi)
+	w.open = w.begin(hi)
 	if len(w.blocks) < writeBlocks {
 		return nil
 	}
@@ -247,8 +260,7 @@ func (w *stager) note(ctx context.Context, c *changeRow) error {
 		}
 	}
 	if w.changed.records == nil {
-		w.changed = emptyBlock(c.serial.Bytes())
-		w.changed.imp = w.imp
+		w.changed = w.begin(c.serial.Bytes())
 	}
 	var mark uint8
 	if c.carried {
@@ -277,24 +289,32 @@ func (w *stager) finish(ctx context.Context) error {
 	if err := w.wait(); err != nil {
 		return err
 	}
+	if err := w.s.checkpoint(ctx); err != nil { // or the next transaction would have to do it
+		return err
+	}
 	return w.s.change(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `UPDATE import SET count = ?, carried = ? WHERE id = ?`, w.n, w.carried, w.imp)
 		return err
 	})
 }
 
-// flush has the full blocks written, while more are made. Its error is that of the write before.
+// flush has the full blocks written, while more are made, and what was written before brought into the database beside that. Its error is that of
+// the flush before.
 func (w *stager) flush(ctx context.Context) error {
-	err := w.wait()
-	if err != nil {
+	if err := w.wait(); err != nil {
 		return err
 	}
 	blocks, changes := w.blocks, w.changes
-	w.blocks, w.changes = nil, nil
+	w.blocks, w.changes, w.written = nil, nil, slices.Concat(blocks, changes)
+	w.flushes++
+	restart := w.flushes%restartAfter == 0
 	w.writing = make(chan error, 1)
 	go func() {
+		beside := make(chan error, 1)
+		go func() { beside <- w.s.checkpoint(ctx) }()
 		err := w.s.writeBlocks(ctx, blocks, changes)
-		if err == nil {
+		err = cmp.Or(err, <-beside)
+		if err == nil && restart {
 			err = w.s.checkpoint(ctx)
 		}
 		w.writing <- err
@@ -308,7 +328,10 @@ func (w *stager) wait() error {
 		return nil
 	}
 	err := <-w.writing
-	w.writing = nil
+	for _, b := range w.written {
+		w.free = append(w.free, b.records[:0])
+	}
+	w.writing, w.written = nil, nil
 	return err
 }
 

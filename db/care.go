@@ -119,6 +119,20 @@ func (s *Store) collect(ctx context.Context, imp int64, aborted bool) error {
 	})
 }
 
+type stepsKey struct{}
+
+// WithSteps has what takes long tell which step it begins, of how many records, 0 where that is not known, and count them.
+func WithSteps(ctx context.Context, begin func(step string, records int64) (count func(records int))) context.Context {
+	return context.WithValue(ctx, stepsKey{}, begin)
+}
+
+func beginStep(ctx context.Context, step string, records int64) (count func(int)) {
+	if begin, ok := ctx.Value(stepsKey{}).(func(string, int64) func(int)); ok {
+		return begin(step, records)
+	}
+	return func(int) {}
+}
+
 // Check reads the whole database: SQLite's own checks, then every block in force. What is wrong comes as one line each; an
 // error means that it could not be found out.
 func (s *Store) Check(ctx context.Context) (problems []string, err error) {
@@ -133,8 +147,11 @@ func (s *Store) Check(ctx context.Context) (problems []string, err error) {
 	if problems, err = s.checkChanges(ctx); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
+	var records int64 // for who watches: what is wrong here is found below
+	s.r.QueryRowContext(ctx, `SELECT coalesce(sum(count), 0) FROM import WHERE state = 'current'`).Scan(&records)
+	count := beginStep(ctx, "checking records", records)
 	for _, i := range issuers {
-		err := s.checkIssuer(ctx, &i)
+		err := s.checkIssuer(ctx, &i, count)
 		if err != nil && !errors.Is(err, ErrDamaged) {
 			return nil, fmt.Errorf("check: %w", err)
 		}
@@ -146,6 +163,7 @@ func (s *Store) Check(ctx context.Context) (problems []string, err error) {
 }
 
 func (s *Store) checkSQLite(ctx context.Context) (problems []string, err error) {
+	beginStep(ctx, "checking pages", 0)
 	for _, q := range []string{
 		`PRAGMA integrity_check`,
 		`SELECT "table" || ' row ' || coalesce(rowid, '') || ' refers to nothing in ' || parent FROM pragma_foreign_key_check`,
@@ -202,7 +220,7 @@ func (s *Store) checkChanges(ctx context.Context) (problems []string, err error)
 	return problems, explain(rows.Err())
 }
 
-func (s *Store) checkIssuer(ctx context.Context, i *Issuer) error {
+func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records int)) error {
 	q := s.queue(i.ID)
 	if err := enter(ctx, q.staging); err != nil {
 		return err
@@ -220,10 +238,14 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer) error {
 		if state != "current" {
 			return damaged("%s rests on import %d, which is %s", l.Key, l.Import, state)
 		}
-		w := s.walk(l.Import, l.Count)
+		w, counted := s.walk(l.Import, l.Count), int64(0)
 		for p, err := w.next(ctx); p != nil || err != nil; p, err = w.next(ctx) {
 			if err != nil {
 				return err
+			}
+			if len(w.records) == 0 { // of a block
+				count(int(w.n - counted))
+				counted = w.n
 			}
 		}
 	}
@@ -253,6 +275,7 @@ func (s *Store) Backup(ctx context.Context, file string) error {
 func (s *Store) copyTo(ctx context.Context, aside string) error {
 	d := connect(s.path, common)
 	defer d.Close()
+	beginStep(ctx, "copying", 0)
 	if _, err := d.ExecContext(ctx, `VACUUM INTO ?`, aside); err != nil {
 		return err
 	}

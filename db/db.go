@@ -64,6 +64,7 @@ const (
 	applicationID = 0x6f637370 // "ocsp"
 	minSQLite     = 3051003    // below it, a reset of the WAL can lose a commit
 	readers       = 4
+	pageSize      = "16384" // octets, of a database that is made now: what is read and written is blocks of records, and each page costs four system calls
 )
 
 //go:embed schema1.sql
@@ -78,6 +79,9 @@ var migrations = []string{schema1, schema2}
 // Store is an open database. It is safe for use from any goroutine; of an issuer, one import is staged at a time
 // and a second waits.
 type Store struct {
+	// Background, if it is set before the first import, runs work that no other writer waits for, and that may take long.
+	Background func(func())
+
 	path string
 	w    *sql.DB // one connection: writers queue here, first come, first served
 	r    *sql.DB
@@ -173,7 +177,10 @@ var (
 		{"busy_timeout", "10000"}, {"trusted_schema", "0"}, {"cell_size_check", "1"}, {"mmap_size", "0"},
 		{"foreign_keys", "1"}, {"synchronous", "2"}, {"cache_size", "-4096"},
 	}
-	writer = append([]pragma{{"journal_mode", "wal"}, {"journal_size_limit", "67108864"}}, common...)
+	writer = append([]pragma{{"page_size", pageSize}, {"journal_mode", "wal"}, {"journal_size_limit", "67108864"}, autoCheckpoint}, common...)
+	// autoCheckpoint is how many pages the write-ahead log may have before a commit brings them into the database.
+	autoCheckpoint = pragma{"wal_autocheckpoint", "250"}
+
 	reader = append([]pragma{{"query_only", "1"}}, common...)
 )
 
@@ -210,7 +217,7 @@ func setPragma(c *sqlite3.SQLiteConn, p pragma) error {
 	got := make([]driver.Value, 1)
 	if err := rows.Next(got); err != nil && (err != io.EOF || p.name != "mmap_size") {
 		return fmt.Errorf("pragma %s: %w", p.name, err)
-	} else if err == nil && fmt.Sprint(got[0]) != p.value {
+	} else if err == nil && fmt.Sprint(got[0]) != p.value && p.name != "page_size" { // which stays as the database was made
 		return fmt.Errorf("pragma %s is %v where %s was asked for", p.name, got[0], p.value)
 	}
 	return nil
@@ -295,7 +302,7 @@ func (s *Store) changeAside(ctx context.Context, f func(*sql.Tx) error) error {
 	}
 	defer func() { // whoever is next on this connection counts on it; one on which it cannot be set is not used again
 		err := conn.Raw(func(c any) error {
-			for _, p := range []pragma{{"synchronous", "2"}, {"wal_autocheckpoint", "1000"}} {
+			for _, p := range []pragma{{"synchronous", "2"}, autoCheckpoint} {
 				if err := setPragma(c.(*sqlite3.SQLiteConn), p); err != nil {
 					return err
 				}
@@ -320,8 +327,12 @@ func (s *Store) changeAside(ctx context.Context, f func(*sql.Tx) error) error {
 
 // checkpoint brings what is in the write-ahead log into the database, while others go on to read and to write. What cannot be brought there
 // now, since somebody reads what was before, comes with the next.
-func (s *Store) checkpoint(ctx context.Context) error {
-	_, err := s.r.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`)
+func (s *Store) checkpoint(ctx context.Context) (err error) {
+	run := s.Background
+	if run == nil {
+		run = func(f func()) { f() }
+	}
+	run(func() { _, err = s.r.ExecContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`) })
 	return explain(err)
 }
 

@@ -68,7 +68,10 @@ func (h *house) publish(v View) (Published, error) {
 }
 
 func serial(n uint64) pki.Serial {
-	b := binary.BigEndian.AppendUint64([]byte{1}, n) // nine octets, in numeric order
+	return serialOf(binary.BigEndian.AppendUint64([]byte{1}, n)) // nine octets, in numeric order
+}
+
+func serialOf(b []byte) pki.Serial {
 	s, err := pki.SerialFromDER(b)
 	if err != nil {
 		panic(err)
@@ -555,36 +558,54 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	}
 }
 
-// Any order, any number of runs: what comes out is what a map would say.
+// Any order, any number of runs, serials that differ in their first octets or only in their last: what comes out is what a map would say. The
+// write-ahead log stays small meanwhile.
 func TestStageSorts(t *testing.T) {
-	h := newHouse(t)
-	n := 2*runRecords + 12_345
-	order := rand.Perm(n)
-	s := crl(1)
-	s.Count = int64(n)
-	s.Entries = func(yield func(pki.Entry) error) error {
-		for _, k := range order {
-			if err := yield(revoked(uint64(k), pki.Reason(k%6), day(k%50))); err != nil {
-				return err
+	const n = 2*runRecords + 12_345
+	for name, nth := range map[string]func(uint64) pki.Serial{
+		"last":  serial,
+		"first": func(k uint64) pki.Serial { return serialOf(binary.BigEndian.AppendUint64(nil, k<<40|1<<62)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			order := rand.Perm(n)
+			s := crl(1)
+			s.Count = int64(n)
+			entry := func(k int) pki.Entry {
+				e := revoked(0, pki.Reason(k%6), day(k%50))
+				e.Serial = nth(uint64(k))
+				return e
 			}
-		}
-		return nil
-	}
-	h.must(s)
-	k := 0
-	tally, err := h.Merged(t.Context(), h.id, nil, func(p *pki.Packed) error {
-		if want := pki.Pack(serial(uint64(k)), revoked(0, pki.Reason(k%6), day(k%50)).Status, 0); *p != want {
-			return fmt.Errorf("record %d is %x", k, *p)
-		}
-		k++
-		return nil
-	})
-	if err != nil || k != n || tally.Records != int64(n) {
-		t.Fatal(k, err)
-	}
-	left, err := os.ReadDir(filepath.Dir(h.path))
-	if err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") }) {
-		t.Errorf("left aside: %v %v", left, err)
+			s.Entries = func(yield func(pki.Entry) error) error {
+				for _, k := range order {
+					if err := yield(entry(k)); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			h.must(s)
+			k := 0
+			tally, err := h.Merged(t.Context(), h.id, nil, func(p *pki.Packed) error {
+				if e := entry(k); *p != pki.Pack(e.Serial, e.Status, 0) {
+					return fmt.Errorf("record %d is %x", k, *p)
+				}
+				k++
+				return nil
+			})
+			if err != nil || k != n || tally.Records != int64(n) {
+				t.Fatal(k, err)
+			}
+			left, err := os.ReadDir(filepath.Dir(h.path))
+			if err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") }) {
+				t.Errorf("left aside: %v %v", left, err)
+			}
+			// It never shrinks by itself: this is the most that it was.
+			all, _ := os.Stat(h.path)
+			if log, err := os.Stat(h.path + "-wal"); err != nil || log.Size() > all.Size()*9/10 || log.Size() > (restartAfter+2)*writeBlocks*20_000 {
+				t.Errorf("the write-ahead log came to %d octets, the database to %d, %v", log.Size(), all.Size(), err)
+			}
+		})
 	}
 }
 
@@ -794,7 +815,7 @@ func TestSchema(t *testing.T) {
 		t.Errorf("mode %v %v", st.Mode(), err)
 	}
 	for _, d := range []*sql.DB{h.w, h.r} {
-		for _, p := range []pragma{{"journal_mode", "wal"}, {"synchronous", "2"}, {"trusted_schema", "0"}, {"cell_size_check", "1"}, {"mmap_size", "0"}, {"foreign_keys", "1"}} {
+		for _, p := range []pragma{{"page_size", "16384"}, {"journal_mode", "wal"}, {"synchronous", "2"}, {"trusted_schema", "0"}, {"cell_size_check", "1"}, {"mmap_size", "0"}, {"foreign_keys", "1"}} {
 			var got string
 			if err := d.QueryRow("PRAGMA " + p.name).Scan(&got); err != nil || got != p.value {
 				t.Errorf("%s is %s %v", p.name, got, err)
@@ -839,6 +860,32 @@ func TestSchema(t *testing.T) {
 	}
 	_, err = Open(t.Context(), other, log)
 	check(t, err, ErrDamaged, "restore a backup")
+}
+
+// A database that was made with smaller pages is used as it is, and becomes no other by it.
+func TestSmallPages(t *testing.T) {
+	h := &house{t: t, path: filepath.Join(t.TempDir(), "ocspd.db"), id: sha256.Sum256([]byte("class1"))}
+	if out, err := exec.Command("sqlite3", h.path, "PRAGMA page_size = 4096; PRAGMA journal_mode = wal; VACUUM").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	h.reopen()
+	if err := h.Register(t.Context(), h.id, "class1"); err != nil {
+		t.Fatal(err)
+	}
+	var entries []pki.Entry
+	for k := range uint64(3 * blockRecords) {
+		entries = append(entries, revoked(k, 1, day(0)))
+	}
+	h.must(crl(1, entries...))
+	h.reopen()
+	h.want(2*blockRecords, pki.Revoked, 1)
+	var size string
+	if err := h.w.QueryRow("PRAGMA page_size").Scan(&size); err != nil || size != "4096" {
+		t.Errorf("pages of %s octets, %v", size, err)
+	}
+	if problems, err := h.Check(t.Context()); err != nil || len(problems) > 0 {
+		t.Error(problems, err)
+	}
 }
 
 func TestBackupAndRestore(t *testing.T) {

@@ -2,6 +2,8 @@ package db
 
 import (
 	"bufio"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,8 +14,9 @@ import (
 )
 
 const (
-	runRecords = 200_000  // sorted in memory at a time: 8 MB
-	runBuffer  = 64 << 10 // for each run while they are merged
+	placeBits  = 18
+	runRecords = 1 << placeBits // sorted in memory at a time: 10 MiB, and 2 for the order
+	runBuffer  = 64 << 10       // for each run while they are merged
 )
 
 // sorter puts any number of records in order in the memory of one run; the others wait in a file that has no name
@@ -49,12 +52,12 @@ func (s *sorter) spill() error {
 			return fmt.Errorf("sort aside: %w", err)
 		}
 	}
-	sortRun(s.run)
 	w := bufio.NewWriterSize(s.file, runBuffer)
-	for i := range s.run {
-		w.Write(s.run[i][:])
-	}
-	if err := w.Flush(); err != nil {
+	err := sortRun(s.run, func(p *pki.Packed) error {
+		_, err := w.Write(p[:])
+		return err
+	})
+	if err := cmp.Or(err, w.Flush()); err != nil {
 		return fmt.Errorf("sort aside: %w", explain(err))
 	}
 	end := int64(len(s.run))
@@ -66,8 +69,29 @@ func (s *sorter) spill() error {
 	return nil
 }
 
-func sortRun(run []pki.Packed) {
-	slices.SortFunc(run, func(a, b pki.Packed) int { return a.Compare(&b) })
+// sortRun yields a run in order. Sorted are not the records but numbers, of their first bits, which nearly always decide, and their place.
+func sortRun(run []pki.Packed, yield func(*pki.Packed) error) error {
+	const place = 1<<placeBits - 1
+	keys := make([]uint64, len(run))
+	for i := range run {
+		keys[i] = binary.BigEndian.Uint64(run[i][:])&^place | uint64(i)
+	}
+	slices.Sort(keys)
+	at := func(k uint64) *pki.Packed { return &run[k&place] }
+	for len(keys) > 0 {
+		n := 1
+		for n < len(keys) && (keys[n]^keys[0])&^place == 0 {
+			n++
+		}
+		slices.SortFunc(keys[:n], func(a, b uint64) int { return at(a).Compare(at(b)) })
+		for _, k := range keys[:n] {
+			if err := yield(at(k)); err != nil {
+				return err
+			}
+		}
+		keys = keys[n:]
+	}
+	return nil
 }
 
 func (s *sorter) close() {
@@ -78,14 +102,8 @@ func (s *sorter) close() {
 
 // merge yields all records in order, equal serials next to each other in no order of their own.
 func (s *sorter) merge(yield func(*pki.Packed) error) error {
-	sortRun(s.run)
 	if s.file == nil {
-		for i := range s.run {
-			if err := yield(&s.run[i]); err != nil {
-				return err
-			}
-		}
-		return nil
+		return sortRun(s.run, yield)
 	}
 	if err := s.spill(); err != nil {
 		return err

@@ -232,8 +232,9 @@ func (s *Store) stage(ctx context.Context, st *Staged, from Origin, snap *pki.Sn
 	}
 	c := &comparison{
 		st: st, delta: st.Lineage.Delta, override: from.Override, cleared: map[pki.Serial]bool{},
-		out: &stager{s: s, imp: st.Lineage.Import, open: emptyBlock([]byte{})},
+		out: &stager{s: s, imp: st.Lineage.Import},
 	}
+	c.out.open = c.out.begin([]byte{})
 	if have != nil {
 		c.old = s.walk(have.Import, have.Count)
 		st.Report.Before = have.Count

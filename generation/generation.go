@@ -27,6 +27,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ocspd/pki"
 )
 
@@ -64,6 +66,7 @@ const (
 	chunkRecords  = 16384     // read, hashed and checked at a time: 640 KiB
 	maxGeneration = 256 << 20 // octets of a .gen file: over five million rulings
 	maxPointer    = 1024      // octets of a pointer file
+	bigPages      = 4 << 20   // octets of a base from which pages of 2 MiB are asked for
 	bigBase       = 64 << 20  // octets of a base before which garbage is collected
 )
 
@@ -177,6 +180,9 @@ func Load(dir, name string, issuer pki.IssuerID, previous *Generation) (*Generat
 		runtime.GC() // what the base before the previous one took must be free before this one takes as much
 	}
 	g.records = make([]byte, size)
+	if size > bigPages {
+		unix.Madvise(g.records, unix.MADV_HUGEPAGE) // a hint: filling millions of small pages takes longer than reading what goes there
+	}
 	if err := g.readBase(f, g.records, nil); err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ var everyone = []string{
 	// memory
 	"brk", "munmap", "mremap", "madvise", "membarrier", "mincore",
 	// threads
-	"futex", "futex_waitv", "set_robust_list", "rseq", "set_tid_address", "sched_yield", "sched_getaffinity", "sched_getattr", "sched_setattr", "getcpu", "gettid", "getpid", "getppid", "exit", "exit_group",
+	"futex", "futex_waitv", "set_robust_list", "rseq", "set_tid_address", "sched_yield", "sched_getaffinity", "sched_getattr", "getcpu", "gettid", "getpid", "getppid", "exit", "exit_group",
 	// signals
 	"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "rt_sigtimedwait", "sigaltstack", "restart_syscall",
 	// time
@@ -36,7 +36,7 @@ var everyone = []string{
 	"epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "eventfd2", "pipe2", "poll", "ppoll", "select", "pselect6",
 	// reading, and writing to what is open
 	"close", "close_range", "read", "readv", "pread64", "preadv", "lseek", "write", "writev", "getdents64", "readlink", "readlinkat", "getcwd",
-	"stat", "fstat", "lstat", "newfstatat", "statx", "statfs", "fstatfs", "access", "faccessat", "faccessat2", "fcntl", "dup", "dup3", "fadvise64",
+	"stat", "fstat", "lstat", "newfstatat", "fstatat", "statx", "statfs", "fstatfs", "access", "faccessat", "faccessat2", "dup", "dup3", "fadvise64",
 	// sockets
 	"accept", "accept4", "connect", "getsockname", "getpeername", "getsockopt", "setsockopt", "sendto", "recvfrom", "sendmsg", "recvmsg", "shutdown",
 	// who and where we are
@@ -116,6 +116,11 @@ func (p *Policy) partials() []partial {
 	self := uint32(os.Getpid())
 	when("tgkill", is(0, self))
 	when("kill", is(0, self))
+	// Nobody else is sent signals on account of a file, or put to the back of the processors' queue.
+	when("fcntl", condition{1, bpf.JumpNotEqual, unix.F_SETOWN}, condition{1, bpf.JumpNotEqual, unix.F_SETOWN_EX}, condition{1, bpf.JumpNotEqual, unix.F_SETSIG})
+	if p.Role != Answers {
+		when("sched_setattr", is(0, 0))
+	}
 	// Names for threads and memory, and what reads a setting.
 	for _, option := range []uint32{unix.PR_SET_NAME, unix.PR_SET_VMA, unix.PR_GET_NAME, unix.PR_GET_DUMPABLE, unix.PR_GET_NO_NEW_PRIVS, unix.PR_GET_SECCOMP,
 		unix.PR_GET_MDWE, unix.PR_CAPBSET_READ} {

@@ -231,6 +231,9 @@ func (m *module) tokens() ([]TokenInfo, error) {
 	return list, nil
 }
 
+// after is the clock of deadlines. Tests let a deadline come when a call is known to hang.
+var after = time.After
+
 // await runs f, which calls into C and cannot be cancelled, and waits for it until the deadline. When f returns after
 // that, its result goes to late, in f's own goroutine.
 func await[T any](deadline time.Duration, f func() (T, error), late func(T, error)) (T, error) {
@@ -240,6 +243,7 @@ func await[T any](deadline time.Duration, f func() (T, error), late func(T, erro
 	}
 	done := make(chan result)
 	gone := make(chan struct{})
+	over := after(deadline)
 	go func() {
 		v, err := f()
 		select {
@@ -250,12 +254,10 @@ func await[T any](deadline time.Duration, f func() (T, error), late func(T, erro
 			}
 		}
 	}()
-	timer := time.NewTimer(deadline)
-	defer timer.Stop()
 	select {
 	case r := <-done:
 		return r.v, r.err
-	case <-timer.C:
+	case <-over:
 		close(gone)
 		var zero T
 		return zero, fmt.Errorf("%w (%s)", errStuck, deadline)

@@ -40,9 +40,9 @@ import (
 // may take startFactor times as long: a network HSM connects then.
 const DefaultDeadline = 5 * time.Second
 
-var startFactor time.Duration = 6 // tests shorten it
-
 const (
+	startFactor = 6
+
 	maxStuck  = 3 // so many sessions stuck at once, or all of them, and the token is lost
 	maxFaults = 3 // so many operations in a row that broke their sessions, and the token is lost
 )

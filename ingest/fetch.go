@@ -31,6 +31,16 @@ type Validators struct {
 type Limits struct {
 	Size int64         // octets; more is ErrTooLarge
 	Time time.Duration // of a URL: from the first packet to the last octet
+
+	// Arriving, if it is not nil, gives what is read in the place of r, which has size octets, or -1 where that is not known: for whoever counts them.
+	Arriving func(r io.Reader, size int64) io.Reader
+}
+
+func (l Limits) arriving(r io.Reader, size int64) io.Reader {
+	if l.Arriving == nil {
+		return r
+	}
+	return l.Arriving(r, size)
 }
 
 // Fetched is what Fetch brought. The caller closes the Spool, which is nil when nothing has changed.
@@ -156,7 +166,7 @@ func (f *Fetcher) get(ctx context.Context, location string, previous Validators,
 	case a.ContentLength > limits.Size:
 		return nil, fmt.Errorf("%d octets announced: %w; at most %d are allowed", a.ContentLength, ErrTooLarge, limits.Size)
 	}
-	got.Spool, err = NewSpool(f.dir, a.Body, limits.Size)
+	got.Spool, err = NewSpool(f.dir, limits.arriving(a.Body, a.ContentLength), limits.Size)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, errors.New("the connection broke before the answer was whole")
 	} else if err != nil {
@@ -201,7 +211,7 @@ func (f *Fetcher) fetchPath(_ context.Context, path string, previous Validators,
 	if info.Size() > limits.Size {
 		return nil, fmt.Errorf("%d octets: %w; at most %d are allowed", info.Size(), ErrTooLarge, limits.Size)
 	}
-	if got.Spool, err = NewSpool(f.dir, file, limits.Size); err != nil {
+	if got.Spool, err = NewSpool(f.dir, limits.arriving(file, info.Size()), limits.Size); err != nil {
 		return nil, err
 	}
 	after, err := file.Stat()

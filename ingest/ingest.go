@@ -63,6 +63,9 @@ func NewSpool(dir string, r io.Reader, max int64) (*Spool, error) {
 	return s, nil
 }
 
+// Watch has read told of every octet that is read from then on, a window at a time.
+func (s *Spool) Watch(read func(octets int)) { s.file.read = read }
+
 // Size is the number of octets.
 func (s *Spool) Size() int64 { return s.size }
 

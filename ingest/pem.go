@@ -45,6 +45,7 @@ func (s *Spool) toDER() error {
 		}
 		return fmt.Errorf("PEM, line %d: %w", p.line, err)
 	}
+	der.file.read = s.file.read
 	s.file.Close()
 	*s = *der
 	return nil

@@ -156,9 +156,19 @@ func parseHash(der cryptobyte.String) (crypto.Hash, error) {
 // spoolFile remembers the hash of a part of it: who looks for the issuer of a CRL first and then reads it, reads the octets for that once.
 type spoolFile struct {
 	*os.File
+	read       func(octets int) // nil where nobody watches
 	hash       crypto.Hash
 	start, end int64
 	sum        []byte
+}
+
+// ReadAt reads, and tells who watches.
+func (f *spoolFile) ReadAt(b []byte, at int64) (int, error) {
+	n, err := f.File.ReadAt(b, at)
+	if f.read != nil {
+		f.read(n)
+	}
+	return n, err
 }
 
 // message gives what verify needs of the octets from start to end: their hash, or for Ed25519 themselves.

@@ -24,7 +24,7 @@ var (
 	ErrSerialLength    = errors.New("a serial number has 1 to 20 octets")
 	ErrSerialForm      = errors.New("serial number is not a minimal DER INTEGER")
 	ErrSerialAmbiguous = errors.New("a serial of digits only could be hex or decimal")
-	errSerialHex       = errors.New("serial number is not hex")
+	errSerialHex       = errors.New("not hex; write dec: before decimal digits")
 )
 
 // SerialFromDER takes the content octets of a DER INTEGER, without tag and length.
@@ -93,7 +93,11 @@ func ParseSerial(s string) (Serial, error) {
 			return Serial{}, fmt.Errorf("serial %q: %w", s, ErrSerialLength)
 		}
 		n, _ := new(big.Int).SetString(d, 10)
-		return SerialFromBig(n)
+		serial, err := SerialFromBig(n)
+		if err != nil {
+			return Serial{}, fmt.Errorf("serial %q: %w", s, err)
+		}
+		return serial, nil
 	}
 	h := s
 	prefixed := len(h) > 2 && (h[:2] == "0x" || h[:2] == "0X")

@@ -21,7 +21,7 @@ import (
 // The feed carries what changed from keeper to signer and front, over a unix socket to which they connect, and reports of
 // theirs back. Each message has its length (4 octets) and a type (1) before it; the form is fixed, and whatever departs from it ends the connection.
 //
-//	change: issuer 32 | from 8 | to 8 | what 1 (0 these serials, 1 all, 2 reload) | count 4 | count × (serial length 1, serial 20)
+//	change: issuer 32 | from 8 | to 8 | what 1 (0 these serials, 1 all, 2 reload, 3 try) | count 4 | count × (serial length 1, serial 20)
 //	hello:  role 1                      first message of a subscriber
 //	ack:    issuer 32 | to 8 | ok 1 | reason, at most 1000 octets     for each change, in the order of its issuer's
 //	report: what the role tells of itself; opaque here
@@ -48,9 +48,11 @@ const (
 const MaxChanged = 10_000
 
 // A Change says that an issuer's generation went from From to To. From is 0 when the state is told to a new subscriber. With Reload set it is about no
-// issuer: the configuration is to be read again, and To only tells one such change from another.
+// issuer: the configuration is to be read again, and To only tells one such change from another. With Try set besides, whatever it comes to is to be thrown
+// away: front, which hears last of a reload, says whether it could take it.
 type Change struct {
 	Reload   bool
+	Try      bool // with Reload
 	Issuer   pki.IssuerID
 	From, To uint64
 	All      bool         // every status may have changed
@@ -90,6 +92,8 @@ func (c *Change) append(b []byte) []byte {
 
 func (c *Change) what() byte {
 	switch {
+	case c.Try:
+		return 3
 	case c.Reload:
 		return 2
 	case c.All:
@@ -101,11 +105,11 @@ func (c *Change) what() byte {
 func (c *Change) read(s cryptobyte.String) error {
 	var what uint8
 	var count uint32
-	if !s.CopyBytes(c.Issuer[:]) || !s.ReadUint64(&c.From) || !s.ReadUint64(&c.To) || !s.ReadUint8(&what) || what > 2 ||
+	if !s.CopyBytes(c.Issuer[:]) || !s.ReadUint64(&c.From) || !s.ReadUint64(&c.To) || !s.ReadUint8(&what) || what > 3 ||
 		!s.ReadUint32(&count) || count > MaxChanged || len(s) != int(count)*(1+pki.MaxSerial) {
 		return errFrame
 	}
-	c.All, c.Reload, c.Serials = what == 1, what == 2, make([]pki.Serial, 0, count)
+	c.All, c.Reload, c.Try, c.Serials = what == 1, what >= 2, what == 3, make([]pki.Serial, 0, count)
 	for ; count > 0; count-- {
 		serial, ok := readSerial(s[:1+pki.MaxSerial])
 		if !ok {
@@ -272,8 +276,8 @@ func NewFeed(report func(role Role, pid int, body []byte)) *Feed {
 
 // Serve takes subscribers on l until ctx ends. allow refuses a peer in the role that it says to have, or names its process.
 func (f *Feed) Serve(ctx context.Context, l net.Listener, allow func(c net.Conn, role Role) (pid int, err error)) error {
-	const most = 16
-	return serveConns(ctx, l, most, func(c net.Conn) error {
+	const most, ofOne = 16, 12 // a front that was taken over and holds all that it can get must not keep signer from hearing what was revoked
+	return serveConns(ctx, l, most, ofOne, func(c net.Conn) error {
 		c.SetReadDeadline(time.Now().Add(5 * time.Second))
 		kind, payload, err := readFeed(c, 16)
 		if err != nil || kind != feedHello || len(payload) != 1 || Role(payload[0]) != RoleFront && Role(payload[0]) != RoleSigner {
@@ -367,8 +371,8 @@ func (f *Feed) State(issuer pki.IssuerID, generation uint64) {
 	f.mu.Unlock()
 }
 
-// Publish tells signer first, so that it answers by the new generation, and then front, which drops what changed. A reload that signer refuses is not
-// told to front. It waits
+// Publish tells signer first, so that it answers by the new generation, and then front, which drops what changed. A reload is tried by front before, and one
+// that either refuses is told to nobody else. It waits
 // for each until ctx ends, and for front, which is quick, a second when signer has used that time up. Whoever is not there is told when it comes.
 func (f *Feed) Publish(ctx context.Context, c Change) Delivery {
 	defer f.turn(c)()
@@ -381,6 +385,13 @@ func (f *Feed) Publish(ctx context.Context, c Change) Delivery {
 	}
 	subs := slices.Collect(maps.Keys(f.subs))
 	f.mu.Unlock()
+	if c.Reload {
+		try := c
+		try.Try = true
+		if err := tellAll(ctx, subs, RoleFront, try); errors.Is(err, ErrRefused) {
+			return Delivery{Signer: ErrAbsent, Front: err}
+		}
+	}
 	d := Delivery{Signer: tellAll(ctx, subs, RoleSigner, c)}
 	if c.Reload && errors.Is(d.Signer, ErrRefused) {
 		d.Front = ErrRefused // it keeps the configuration that signer keeps

@@ -138,8 +138,11 @@ func (f *Front) Kept() int { return f.answers.EstimatedSize() + f.unknown.Estima
 func (f *Front) Use(issuers []FrontIssuer) error {
 	f.changing.Lock()
 	defer f.changing.Unlock()
-	s := &frontState{byID: map[pki.IssuerID]*frontIssuer{}}
-	var plain []*pki.Issuer
+	table, err := tableOf(issuers)
+	if err != nil {
+		return err
+	}
+	s := &frontState{table: table, byID: map[pki.IssuerID]*frontIssuer{}}
 	for _, i := range issuers {
 		fi := &frontIssuer{FrontIssuer: i}
 		if old := f.state.Load().byID[i.ID]; old != nil {
@@ -149,14 +152,23 @@ func (f *Front) Use(issuers []FrontIssuer) error {
 		f.drop(fi)
 		s.issuers = append(s.issuers, fi)
 		s.byID[i.ID] = fi
-		plain = append(plain, i.Issuer)
-	}
-	var err error
-	if s.table, err = newIssuerTable(plain); err != nil {
-		return err
 	}
 	f.state.Store(s)
 	return nil
+}
+
+// Try says whether Use would take these issuers.
+func (f *Front) Try(issuers []FrontIssuer) error {
+	_, err := tableOf(issuers)
+	return err
+}
+
+func tableOf(issuers []FrontIssuer) (*issuerTable, error) {
+	var plain []*pki.Issuer
+	for _, i := range issuers {
+		plain = append(plain, i.Issuer)
+	}
+	return newIssuerTable(plain)
 }
 
 // drop forgets every answer for an issuer, at once however many there are.

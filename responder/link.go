@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -138,7 +139,7 @@ func (a *Answer) read(frame []byte) error {
 // ServeLink answers questions on every connection of l, until ctx ends or l fails; it returns when all connections have ended. At most
 // conns are open at once; more are closed. allow may refuse a peer.
 func ServeLink(ctx context.Context, l net.Listener, conns int, allow func(net.Conn) error, answer func(*Question) Answer) error {
-	return serveConns(ctx, l, conns, func(c net.Conn) error {
+	return serveConns(ctx, l, conns, conns, func(c net.Conn) error {
 		if err := allow(c); err != nil {
 			return err
 		}
@@ -169,16 +170,16 @@ func ServeLink(ctx context.Context, l net.Listener, conns int, allow func(net.Co
 	})
 }
 
-// serveConns runs serve for each connection in a goroutine of its own, at most max at once, and closes them all when ctx ends or
-// l fails.
-func serveConns(ctx context.Context, l net.Listener, max int, serve func(net.Conn) error) error {
+// serveConns runs serve for each connection in a goroutine of its own, at most max at once and ofOne with one process, and closes them all when ctx
+// ends or l fails.
+func serveConns(ctx context.Context, l net.Listener, max, ofOne int, serve func(net.Conn) error) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	slots := make(chan struct{}, max)
+	slots := slots{free: max, ofOne: ofOne, held: map[int32]int{}}
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -187,9 +188,8 @@ func serveConns(ctx context.Context, l net.Listener, max int, serve func(net.Con
 			}
 			return err
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
+		process := processOf(c)
+		if !slots.take(process) {
 			c.Close()
 			continue
 		}
@@ -197,11 +197,57 @@ func serveConns(ctx context.Context, l net.Listener, max int, serve func(net.Con
 		go func() {
 			defer wg.Done()
 			defer c.Close()
-			defer func() { <-slots }() // first, so that a peer which sees the end may come again at once
+			defer slots.give(process) // first, so that a peer which sees the end may come again at once
 			defer context.AfterFunc(ctx, func() { c.Close() })()
 			serve(c)
 		}()
 	}
+}
+
+// slots are the connections that there may be.
+type slots struct {
+	mu    sync.Mutex
+	free  int
+	ofOne int           // as many may one process hold
+	held  map[int32]int // by process
+}
+
+func (s *slots) take(process int32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.free == 0 || s.held[process] >= s.ofOne {
+		return false
+	}
+	s.free--
+	s.held[process]++
+	return true
+}
+
+func (s *slots) give(process int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free++
+	if s.held[process]--; s.held[process] == 0 {
+		delete(s.held, process)
+	}
+}
+
+// processOf is the number of the process that connected, by the kernel's word; 0 where the kernel has none.
+func processOf(c net.Conn) (pid int32) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	raw.Control(func(fd uintptr) {
+		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			pid = cred.Pid
+		}
+	})
+	return pid
 }
 
 // ErrBusy means that as many questions wait for a signature as may.

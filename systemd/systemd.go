@@ -1,4 +1,4 @@
-// Package systemd is our end of what systemd offers a service: readiness, watchdog, listeners that it opened, credentials. It
+// Package systemd is our end of what systemd offers a service: readiness, watchdog, listeners that it opened. It
 // guarantees that a process which systemd did not start behaves as if nothing had been offered. `ocspd serve` passes listeners
 // to its children in the same way, by PassListeners.
 package systemd
@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,20 +92,4 @@ func PassListeners(cmd *exec.Cmd, listeners map[string][]net.Listener) (closeFil
 		cmd.Env = append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
 	return closeFiles, nil
-}
-
-// Credential is the file that holds a credential (systemd.exec(5), LoadCredential= and SetCredential=).
-func Credential(name string) (string, error) {
-	if name == "" || strings.ContainsRune(name, '/') || name == "." || name == ".." {
-		return "", fmt.Errorf("credential %q: is not a name", name)
-	}
-	dir := os.Getenv("CREDENTIALS_DIRECTORY")
-	if dir == "" {
-		return "", fmt.Errorf("credential %s: systemd passed none; add LoadCredential=%s:FILE to the unit, or use \"file:FILE\" outside systemd", name, name)
-	}
-	path := filepath.Join(dir, name)
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("credential %s: %w; add LoadCredential=%s:FILE to the unit", name, err, name)
-	}
-	return path, nil
 }

@@ -188,27 +188,3 @@ func TestWatchdog(t *testing.T) {
 		t.Error("a WATCHDOG_USEC that is no number is no error")
 	}
 }
-
-func TestCredential(t *testing.T) {
-	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	if _, err := Credential("pin"); err == nil || !strings.Contains(err.Error(), "LoadCredential=pin:") {
-		t.Errorf("without systemd: %v", err)
-	}
-	dir := t.TempDir()
-	t.Setenv("CREDENTIALS_DIRECTORY", dir)
-	if _, err := Credential("pin"); err == nil {
-		t.Error("a credential that is not there")
-	}
-	want := filepath.Join(dir, "pin")
-	if err := os.WriteFile(want, []byte("1"), 0o400); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := Credential("pin"); got != want || err != nil {
-		t.Errorf("%q, %v", got, err)
-	}
-	for _, name := range []string{"", ".", "..", "../pin", "/etc/passwd"} {
-		if _, err := Credential(name); err == nil {
-			t.Errorf("%q is a name", name)
-		}
-	}
-}

@@ -217,6 +217,7 @@ for r in front signer keeper; do
 	! perl -e 'exit(syscall(444, 0, 0, 1) < 1)' || expect '... and Landlock' 'landlock=holds' inside journalctl --no-pager -u ocspd-$r
 	shell "systemctl show -P NRestarts ocspd-$r" | grep -q '^0$' || wrong "$r was started more than once"
 done
+for r in signer keeper; do expect "$r cannot map as code what it writes" '^noexec$' shell "nsenter -t $(pid_of $r) -m findmnt -no OPTIONS -T /var/lib/ocspd/$r | grep -o noexec"; done
 for r in front signer keeper; do expect "$r has no network" '^0$' shell "nsenter -t $(pid_of $r) -n ip -o link show up | grep -cv ' lo:' || :"; done
 expect 'a stranger cannot open keeper.sock' 'ermission denied' inside setpriv --reuid games --regid games --clear-groups ocspd status
 must 'a member of ocspd-admin can' shell 'useradd -G ocspd-admin alice && setpriv --reuid alice --regid alice --init-groups ocspd status'
@@ -227,6 +228,22 @@ for f in 'ocspd-front /var/lib/ocspd/keeper/ocspd.db' 'ocspd-front /run/ocspd/ke
 	'ocspd-keeper /var/lib/ocspd/signer/highwater' 'ocspd-front /var/lib/ocspd/gen/class1.current'; do
 	inside setpriv --reuid "${f% *}" --regid "${f% *}" --init-groups sh -c "test -r '${f#* }' || test -w '${f#* }'" && wrong "${f% *} can open ${f#* }" || ok "${f% *} cannot open ${f#* }"
 done
+
+step 'Started and stopped as people do'
+must 'systemctl stop ocspd, start ocspd' shell 'systemctl stop ocspd && systemctl start ocspd'
+eventually 20 serving && ok 'serves' || { wrong 'does not serve'; inside ocspd status; }
+must 'restarted eight times' shell 'for i in 1 2 3 4 5 6 7 8; do systemctl restart ocspd.target; done'
+eventually 20 serving && ok 'serves' || { wrong 'does not serve'; inside ocspd status; }
+must 'a role of a stopped target started' shell 'systemctl stop ocspd.target && systemctl start ocspd-keeper'
+eventually 20 serving && ok 'serves, whole' || { wrong 'does not serve'; inside ocspd status; }
+answers 'on both ports' 80 good good
+shell 'chmod 600 /etc/ocspd/ocspd.toml; systemctl restart ocspd-front' >"$work/out" 2>&1 && wrong 'front starts without its configuration' || ok 'a front that cannot read its configuration does not start'
+before=$(inside systemctl show -P NRestarts ocspd-front)
+sleep 10
+expect '... and is tried again with pauses' '^yes$' shell "[ \$(systemctl show -P NRestarts ocspd-front) -le $((before + 5)) ] && echo yes"
+expect '... and says what to do' 'permission denied.*let all read it' inside journalctl --no-pager -n 20 -u ocspd-front
+inside chmod 644 /etc/ocspd/ocspd.toml
+eventually 20 serving && ok 'serves, by itself' || { wrong 'does not serve'; inside ocspd status; }
 
 step 'Evidence'
 ask 2560 good -respout "$root/root/answer.der" >"$work/out" || :

@@ -1,11 +1,13 @@
 #!/bin/sh
-# The package, built twice from copies in different folders, the second time with nothing compiled before: the same bytes; and lintian finds no error in it.
+# The package, built twice from copies in different folders, the second time with nothing compiled before and on another file system: the same bytes; and lintian
+# finds no error in it.
 set -eu
 cd "$(dirname "$0")/.."
 . ./test/packages.sh
 packages dpkg binutils gcc libc6-dev xz-utils lintian man-db >/dev/null
 work=$(mktemp -d)
-trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+memory=$(mktemp -d /dev/shm/ocspd.XXXXXX) || memory=$work/none
+trap 'chmod -R u+w "$work"; rm -rf "$work" "$memory"' EXIT
 failed=0
 wrong() { failed=1; printf 'WRONG: %s\n' "$*"; }
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600) # the copies have no history
@@ -17,7 +19,10 @@ copy() {
 copy "$work/a"
 copy "$work/another/much/deeper/folder"
 (cd "$work/a" && ./package.sh 1.2.3)
-(cd "$work/another/much/deeper/folder" && umask 077 && TZ=Asia/Tokyo GOCACHE="$work/cache" ./package.sh 1.2.3)
+other=$memory
+cp /bin/true "$other/" 2>/dev/null && "$other/true" 2>/dev/null || { other=$work/other && mkdir "$other"; } # no program may run from there
+chmod 2777 "$other"
+(cd "$work/another/much/deeper/folder" && umask 077 && TMPDIR=$other TZ=Asia/Tokyo LANG=de_DE.UTF-8 GOCACHE="$work/cache" ./package.sh 1.2.3)
 deb=$(echo "$work"/a/dist/*.deb)
 cmp "$deb" "$work/another/much/deeper/folder/dist/$(basename "$deb")" || wrong 'the two packages differ'
 sha256sum "$deb" | cut -d ' ' -f 1

@@ -28,6 +28,16 @@ for limit in front:3 signer:3 keeper:9 dialer@:12 backup:5; do
 	done
 done
 
+# A socket that fails to start once stays away: none gives up after some starts, and none is to come up after the service that it is for.
+for s in systemd/units/*.socket; do grep -qx StartLimitIntervalSec=0 "$s" || wrong "$s has a limit of starts"; done
+for s in $(grep -lx Service=ocspd.service systemd/units/*.socket); do grep -q "^Wants=.*${s##*/}" systemd/units/ocspd.service || wrong "ocspd.service can be up without ${s##*/}"; done
+
+# What a unit writes it cannot execute. (The paths are to be the same: systemd 252 makes what lies below a path of NoExecPaths writable.)
+for u in signer keeper backup; do
+	[ "$(sed -n 's,^NoExecPaths=\(.*\) /tmp /var/tmp$,\1,p' systemd/units/ocspd-$u.service)" = "$(sed -n 's/^ReadWritePaths=//p' systemd/units/ocspd-$u.service)" ] ||
+		wrong "ocspd-$u.service: NoExecPaths are not ReadWritePaths and the folders for temporary files"
+done
+
 # The names in the units are those in the program.
 for user in ocspd-front ocspd-signer ocspd-keeper; do
 	grep -q "= \"$user\"" cmd/ocspd/peer.go && grep -q "^u $user" systemd/units/ocspd.sysusers || wrong "user $user"

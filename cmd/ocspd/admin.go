@@ -136,7 +136,7 @@ var (
 	metricRefused     = describe("connections_refused_total", "Connections answered 503 since there were too many")
 	metricUnissued    = describe("unissued_total", "Answers for a serial that no source names")
 	metricPanics      = describe("panics_total", "Requests that ended in a panic and were answered internalError: report them")
-	metricSignatures  = describe("signatures_total", "Signatures since signer started")
+	metricSignatures  = describe("signatures_total", "Answers signed since signer started; not the health checks of keys, nor the heads of logs")
 )
 
 // Describe sends nothing: which metrics there are depends on the configuration.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,7 @@ type judgedLog struct {
 	Name    string // keeper or signer, or "" for the folder that was named
 	Folder  string
 	Answers string // folder of the hashes of answers; "" for none
+	Copy    bool   // and so without what stands beside a log in use
 }
 
 // ownLogs are the configured logs; signer's only where there is one.
@@ -62,7 +64,7 @@ func (a *app) ownLogs() ([]judgedLog, error) {
 	if err != nil {
 		return nil, err
 	}
-	logs := []judgedLog{{"keeper", c.keeperLog(), ""}, {"signer", c.signerLog(), c.answersDir()}}
+	logs := []judgedLog{{Name: "keeper", Folder: c.keeperLog()}, {Name: "signer", Folder: c.signerLog(), Answers: c.answersDir()}}
 	if missing(logs[1].Folder) {
 		logs = logs[:1]
 	}
@@ -218,9 +220,9 @@ func auditVerifyCmd(a *app) *cobra.Command {
 
 // copiedLogs are the log in a folder, and signer's below it as `export` puts it there.
 func copiedLogs(dir string) []judgedLog {
-	logs := []judgedLog{{"", dir, answersBelow(dir)}}
+	logs := []judgedLog{{"", dir, answersBelow(dir), true}}
 	if below := filepath.Join(dir, "signer"); !missing(below) {
-		logs = append(logs, judgedLog{"signer", below, answersBelow(below)})
+		logs = append(logs, judgedLog{"signer", below, answersBelow(below), true})
 	}
 	return logs
 }
@@ -254,9 +256,13 @@ func (a *app) verifyLogs(logs []judgedLog, keyFile, witnessFile string) error {
 			return fmt.Errorf("audit verify: heads kept elsewhere: %w", err)
 		}
 	}
+	ctx, stop := a.watch(context.Background())
+	defer stop()
 	var verdicts []logVerdict
 	faults, matched := 0, false
 	for n, l := range logs {
+		progressOf(ctx).part(n, len(logs))
+		progressOf(ctx).begin("verifying", 0)
 		v, err := l.verify(keyFile, witness, n > 0)
 		if err != nil {
 			return err
@@ -272,6 +278,8 @@ func (a *app) verifyLogs(logs []judgedLog, keyFile, witnessFile string) error {
 		}
 		verdicts = append(verdicts, v)
 	}
+	progressOf(ctx).at("done", 1)
+	stop()
 	var err error
 	if a.json() {
 		err = a.printJSON(verdictsJSON(verdicts))
@@ -319,6 +327,15 @@ func (l judgedLog) verify(keyFile string, witness []byte, further bool) (logVerd
 	}
 	if v.report, err = audit.Verify(l.Folder, witness, keys...); err != nil {
 		return v, l.readable(err)
+	}
+	if !l.Copy {
+		text, err := audit.Unaccounted(l.Folder, v.report.Head)
+		if err != nil {
+			return v, l.readable(err)
+		}
+		if text != "" {
+			v.report.Faults = append(v.report.Faults, audit.Fault{Text: text})
+		}
 	}
 	if l.Answers == "" || !v.report.OK() || missing(l.Answers) {
 		return v, nil
@@ -488,8 +505,10 @@ func (a *app) exportLog(l judgedLog, to string) error {
 	if err != nil {
 		return err
 	}
-	v := logVerdict{judgedLog: judgedLog{l.Name, to, ""}}
-	if v.report, err = audit.Export(l.Folder, to, keys...); err != nil {
+	v := logVerdict{judgedLog: judgedLog{l.Name, to, "", true}}
+	if v.report, err = audit.Export(l.Folder, to, keys...); errors.Is(err, fs.ErrNotExist) {
+		return err // of the folder for the copy: the log's head was read just now
+	} else if err != nil {
 		return l.readable(err)
 	}
 	if l.Answers != "" && !missing(l.Answers) {

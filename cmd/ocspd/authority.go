@@ -43,7 +43,7 @@ func (c *config) pinMarker(token string) string {
 // The warnings are what the profile lets pass; an error is what makes the issuer unusable. A certificate that is not
 // yet or no longer valid is neither: answers are refused then, by the clock, for as long as that is so.
 func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *responder.Authority, warnings []string, err error) {
-	a = &responder.Authority{ByName: i.ResponderID == "name", CrlID: i.CrlID == "include", PSS: i.Padding == "pss", Policy: responder.Policy{Unissued: responder.Unissued(i.Unissued), Validity: i.Validity, WebPKI: i.Profile == "webpki"}}
+	a = &responder.Authority{ByName: i.ResponderID == "name", CrlID: i.CrlID == "include", PSS: i.Padding == "pss", Policy: i.policy()}
 	if a.Issuer, err = loadIssuer(i); err != nil {
 		return nil, nil, err
 	}
@@ -95,6 +95,11 @@ func loadAuthority(i *issuerConfig, token *hsm.Token, now time.Time) (a *respond
 		a.Policy.NotAfter = end // no answer holds longer than the key is to be used (OCSP-KEY-16)
 	}
 	return a, warnings, nil
+}
+
+// policy is that of the configuration; when its answers end at the latest, only the certificates say.
+func (i *issuerConfig) policy() responder.Policy {
+	return responder.Policy{Unissued: responder.Unissued(i.Unissued), Validity: i.Validity, WebPKI: i.Profile == "webpki"}
 }
 
 func signerFile(i *issuerConfig) string {

@@ -203,7 +203,7 @@ func TestQuery(t *testing.T) {
 		{"query class1-good --issuer class3-good", 1, []string{"--issuer", "not the certificate of a CA"}},
 		{"query class1-good --issuer nothing", 1, []string{"--issuer", "no such file"}},
 		{"query class1-good", 2, []string{"--issuer is missing"}},
-		{"query", 2, []string{"accepts 1 arg"}},
+		{"query", 2, []string{"called with 0 arguments; it is: ocspd query CERT|SERIAL --issuer CA"}},
 		{"query class1-good --issuer class1 --get --post", 2, []string{"none of the others can be"}},
 		{"query class1-good --issuer class1 --nonce --no-nonce", 2, []string{"none of the others can be"}},
 		{"query 1001 --issuer class1 --url URL", 2, []string{"hex or decimal"}},
@@ -340,7 +340,7 @@ func TestQueryRefuses(t *testing.T) {
 			w.Header().Set("Content-Type", "a\x9b2J")
 			w.Write([]byte("x"))
 		}, "OCSP-REQ-07"},
-		{"silence", nil, "no answer within 300ms"},
+		{"silence", nil, "no answer within "},
 	} {
 		k.through(func(w http.ResponseWriter, r *http.Request, body []byte, ours func(string, []byte) *httptest.ResponseRecorder) {
 			if c.change == nil {
@@ -352,7 +352,11 @@ func TestQueryRefuses(t *testing.T) {
 		if c.name == "an answer of before" {
 			k.run("query class1-good --issuer class1 --url URL")
 		}
-		code, stdout, stderr := k.run("query class1-good --issuer class1 --timeout 300ms --url URL")
+		limit := "20s"
+		if c.change == nil {
+			limit = "300ms"
+		}
+		code, stdout, stderr := k.run("query class1-good --issuer class1 --url URL --timeout " + limit)
 		if code != 1 || !strings.Contains(stderr, c.want) || strings.Contains(stdout, "verdict      verified") {
 			t.Errorf("%s: exit %d\n%s%s", c.name, code, stdout, stderr)
 		}
@@ -691,12 +695,16 @@ func TestCheckResponderFaults(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			k.t = t
 			k.through(c.change)
+			limits := map[string]string{"slow": " --timeout 20s --slow 500ms", "silence": " --timeout 1s"}[c.name]
+			if limits == "" {
+				limits = " --timeout 20s --slow 20s"
+			}
 			began := time.Now()
-			code, stdout, _ := k.run("check responder URL --issuer class1 --cert class1-good --timeout 1s --slow 500ms")
+			code, stdout, _ := k.run("check responder URL --issuer class1 --cert class1-good" + limits)
 			if code != c.code || !strings.Contains(stdout, c.want) || strings.Count(stdout, "\n") != 1 {
 				t.Errorf("exit %d, want %d with %q:\n%s", code, c.code, c.want, stdout)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})
@@ -741,7 +749,7 @@ func TestCheckResponderUsage(t *testing.T) {
 	for line, want := range map[string]string{
 		"check":               "a verb is missing",
 		"check nothing":       "unknown verb",
-		"check responder":     "accepts 1 arg",
+		"check responder":     "called with 0 arguments; it is: ocspd check responder URL --issuer CA",
 		"check responder URL": "--issuer is missing",
 		"check responder URL --issuer class1 --nothing":          "unknown flag",
 		"check responder URL --issuer class1 --timeout soon":     "invalid argument",
@@ -753,7 +761,7 @@ func TestCheckResponderUsage(t *testing.T) {
 		"check responder URL --issuer class1 --cert class3-good": "OCSP UNKNOWN - --cert: ",
 		"check responder URL --issuer class1 --cert nothing.pem": "OCSP UNKNOWN - stat nothing.pem",
 		"check responder URL --issuer class1 -o yaml":            "only json",
-		"check crl one":                    "unknown command",
+		"check crl one":                    "called with 1 arguments; it is: ocspd check crl",
 		"check crl -c /nothing/ocspd.toml": "CRL UNKNOWN - ",
 		"check all -o yaml":                "only json",
 		"check responder URL --issuer class1-good --cert class1-good ": "not the certificate of a CA",

@@ -26,7 +26,7 @@ func newConfigCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "%s: ok\n", a.configFile)
+			a.printFact("ok", "%s: ok", a.configFile)
 			return nil
 		},
 	}
@@ -55,7 +55,7 @@ func newConfigCmd(a *app) *cobra.Command {
 			return err
 		},
 	}
-	return group("config", "Check, show and explain the configuration", check, a.withOutput(show), example)
+	return group("config", "Check, show and explain the configuration", a.withOutput(check), a.withOutput(show), example)
 }
 
 // effective is a configuration as its file could have been written: read back, it gives the same one.

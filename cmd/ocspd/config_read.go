@@ -111,6 +111,8 @@ func readTOML(path string, d *diagnostics) (*table, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("configuration %s: does not exist; name it with --config, or begin with 'ocspd config example'", path)
+	} else if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("configuration: %w; each role reads it as a user of its own, and it holds no secret: let all read it ('chmod a+r')", err)
 	} else if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}

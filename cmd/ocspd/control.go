@@ -125,6 +125,10 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 		}
 		req.ContentLength = info.Size() // spares it the form in chunks
 	}
+	p := progressOf(ctx)
+	if p != nil {
+		req = p.heard(req)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *url.Error
@@ -134,6 +138,7 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 		return nil, fmt.Errorf("keeper did not answer: %w; whether the change was made, 'ocspd lookup' tells", err)
 	}
 	if resp.StatusCode == http.StatusOK {
+		p.at("done", 1)
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -144,12 +149,14 @@ func (c *client) do(ctx context.Context, method, path string, query url.Values, 
 	return nil, &exitError{e.Code, errors.New(e.Error)}
 }
 
-// controlled opens control, makes one call and closes it again.
+// controlled opens control, makes one call and closes it again, with a bar where that takes long.
 func (a *app) controlled(ctx context.Context, method, path string, query url.Values, body io.Reader, out any) error {
 	cfg, err := a.load()
 	if err != nil {
 		return err
 	}
+	ctx, stop := a.watch(ctx)
+	defer stop()
 	c, err := a.control(ctx, cfg)
 	if err != nil {
 		return err
@@ -293,7 +300,9 @@ func writeControlError(w http.ResponseWriter, err error) {
 // handle makes a handler of a function that returns what is to be written as JSON.
 func handle(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		v, err := f(r)
+		var v any
+		var err error
+		reported(w, r, func(r *http.Request) { v, err = f(r) })
 		if err != nil {
 			writeControlError(w, err)
 			return

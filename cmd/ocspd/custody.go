@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -250,7 +251,7 @@ func (a *app) custodyReport(ctx context.Context, form, out string) error {
 	}
 	name := filepath.Base(out)
 	if out == "" {
-		name = "custody." + form
+		name = cmp.Or(a.redirected(), "custody."+form)
 	}
 	data := a.custodyHost(cfg, name)
 	credential, account, err := signerAccount(cfg)
@@ -282,7 +283,7 @@ func (a *app) custodyReport(ctx context.Context, form, out string) error {
 	}
 	if out == "" {
 		_, err = a.stdout.Write(text)
-	} else if err = replaceFile(out, text, 0o640); err == nil {
+	} else if err = writeDurably(out, text, 0o640); err == nil {
 		a.talk("%s: %s", out, r.Data.Verdict.Text)
 	}
 	if err != nil {
@@ -292,6 +293,20 @@ func (a *app) custodyReport(ctx context.Context, form, out string) error {
 		return &exitError{code: exitFailed}
 	}
 	return nil
+}
+
+// redirected is the name of the file that standard output goes to, or "": the commands in a report name it.
+func (a *app) redirected() string {
+	f, ok := a.stdout.(*os.File)
+	if !ok {
+		return ""
+	}
+	info, err := f.Stat()
+	path, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil || linkErr != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	return filepath.Base(path)
 }
 
 // custodyAs leaves everything that loads a vendor's library to a process of the signer's user; what only root may see goes along.

@@ -2,7 +2,11 @@ package main
 
 import (
 	"cmp"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"strings"
 
@@ -108,6 +112,18 @@ func (k *custodyKey) selector() string {
 	return "--label " + quoteShell(k.Label)
 }
 
+// point is the public key of a curve, in hex, as CKA_EC_POINT has it.
+func (k *custodyKey) point() string {
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Key       asn1.BitString
+	}
+	if block, _ := pem.Decode([]byte(k.Public)); block != nil {
+		asn1.Unmarshal(block.Bytes, &spki) // what cannot be read has no point
+	}
+	return hex.EncodeToString(spki.Key.Bytes)
+}
+
 // file is the name that files of a key have; names of issuers are plain words.
 func (k *custodyKey) file() string {
 	if len(k.Issuers) > 0 {
@@ -143,7 +159,10 @@ func (s *custodyScript) key(k *custodyKey) {
 	t := s.r.Data.token(k.Token)
 	tool, key, file := t.tool(), k.selector(), k.file()
 	s.add("OCSP-KEY-03", "How "+k.name()+" is kept and what it may do", k.access(), "%s --login --list-objects --type privkey %s", tool, key)
-	if k.Type != string(hsm.Ed25519) { // OpenSC 0.23 reads no public Ed25519 key
+	switch k.Type {
+	case string(hsm.Ed25519), "p384": // OpenSC 0.23 cannot read them out
+		s.add("OCSP-DEL-08", "The point of the public key beside it", k.point(), "%s --list-objects --type pubkey %s", tool, key)
+	default:
 		s.add("OCSP-DEL-08", "The public key beside it", k.SPKI, "%s --read-object --type pubkey %s | openssl dgst -sha256 -r", tool, key)
 	}
 	for _, p := range k.Probes {

@@ -43,7 +43,7 @@ var custodyLimits = [][2]string{
 		"what stands under “copies” is the operator's word (OCSP-KEY-12)."},
 	{"How the keys were made", "Who was there and what was done is in the record of the ceremony, which this report only names (OCSP-KEY-13)."},
 	{"Dual control", "ocspd does not ask a second person to agree (OCSP-KEY-14). Who holds the PIN or is root on the machine can use a key alone."},
-	{"That nobody else signs", "The count of signatures is the signer's. Whoever else has the PIN can have the token sign, and only a count that the device itself keeps would show it (OCSP-KEY-17). Each proof in this report is one signature that is not counted."},
+	{"That nobody else signs", "The count of signatures is the signer's. Whoever else has the PIN can have the token sign, and only a count that the device itself keeps would show it (OCSP-KEY-17). What is counted are answers. Not counted are the proofs in this report, those of certificates that are installed, the signature by which the signer sees every 10 s that its token is well, and, by the audit key, the heads of the logs."},
 	{"Rights beyond modes", "Owners, groups and modes of files were looked at. Access lists, capabilities, mandatory access control, hypervisors and hands on the machine were not."},
 	{"Who the CA is", "The certificates of the CAs are those of the configuration. Compare their SHA-256 with copies of your own."},
 }
@@ -184,7 +184,10 @@ func (v custodyView) State(k custodyKey) string {
 			states = append(states, fmt.Sprintf("%s: active, certificate from %s until %s", c.Name, c.signs().NotBefore.Format(time.DateOnly), c.signs().NotAfter.Format(time.DateOnly)))
 		}
 	}
-	if len(states) == 0 {
+	switch {
+	case k.Problem != "":
+		return "it cannot be used"
+	case len(states) == 0:
 		return "active"
 	}
 	return strings.Join(states, "; ")

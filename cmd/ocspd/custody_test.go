@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"ocspd/hsm"
 )
@@ -486,7 +485,7 @@ func TestCustodyCommands(t *testing.T) {
 	h.configure("pin = \"file:pin\"\n", fmt.Sprintf("pin = \"file:pin\"\nenvironment = [\"SOFTHSM2_CONF=%s\"]\n", h.path("softhsm2.conf")))
 	os.Unsetenv("SOFTHSM2_CONF") // the commands bring it along
 	head, _, _ := strings.Cut(h.read("ocspd.toml"), "[issuer.class1]")
-	for i, kind := range []string{"p256", "rsa2048", "p521", "ed25519"} {
+	for i, kind := range []string{"p256", "rsa2048", "p384", "p521", "ed25519"} {
 		name := fmt.Sprintf("class%d", i+1)
 		h.exec("", "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN="+name, "-keyout", "class1.key", "-out", "class1.pem",
 			"-addext", "keyUsage=critical,keyCertSign,cRLSign")
@@ -520,7 +519,7 @@ func TestCustodyCommands(t *testing.T) {
 		shown[c.Shows]++
 	}
 	// Of every key: refusals, a challenge of the reader's own, and the one of the report.
-	if shown["CKR_KEY_FUNCTION_NOT_PERMITTED"] != 3 || shown["Verified OK"] != 4 || shown["Signature Verified Successfully"] != 4 || shown[r.Digest] != 1 {
+	if shown["CKR_KEY_FUNCTION_NOT_PERMITTED"] != 4 || shown["Verified OK"] != 5 || shown["Signature Verified Successfully"] != 5 || shown[r.Digest] != 1 {
 		t.Errorf("%v", shown)
 	}
 }
@@ -528,22 +527,8 @@ func TestCustodyCommands(t *testing.T) {
 // atTerminal runs a command with a terminal of its own and answers whoever asks for the PIN there.
 func atTerminal(t *testing.T, dir, command string) string {
 	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	master, terminal := openTerminal(t)
 	defer master.Close()
-	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := exec.Command("bash", "-c", command)
 	c.Dir, c.Stdin, c.Stdout, c.Stderr = dir, terminal, terminal, terminal
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

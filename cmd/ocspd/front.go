@@ -50,36 +50,59 @@ func runFront(ctx context.Context, r *role) error {
 	}
 	gate := &gate{max: int64(r.cfg.Limits.Connections)}
 	handler := front.Handler(r.cfg.Limits.Body, r.cfg.Limits.Path)
-	server := newHTTPServer(handler, r.log)
 	var wg sync.WaitGroup
-	failed := make(chan error, len(listeners))
-	for _, l := range listeners {
-		wg.Go(func() {
-			if err := server.Serve(&gatedListener{l, gate}); !errors.Is(err, http.ErrServerClosed) {
-				failed <- fmt.Errorf("listener %s: %w", l.Addr(), err)
-			}
-		})
-	}
+	ended := make(chan error, 1)
+	wg.Go(func() { ended <- serveClients(ctx, listeners, handler, gate, r.log) })
 	apply := func(c responder.Change) error {
 		if c.Reload {
-			return r.reloadFront(front)
+			return r.reloadFront(front, c.Try)
 		}
 		return front.Apply(c)
 	}
 	wg.Go(func() { r.subscribe(ctx, responder.RoleFront, apply, fillFrontReport(front, gate)) })
 	r.ready()
 	wg.Go(func() { r.watchdog(ctx, asksItself(handler)) })
+	if err := <-ended; err != nil {
+		return err
+	}
+	wg.Wait()
+	return nil
+}
+
+// drainTime is how long connections have to end by themselves when front stops. Who comes meanwhile waits, at the socket that systemd or `ocspd serve` holds.
+const drainTime = 400 * time.Millisecond
+
+// serveClients answers on all listeners until ctx ends or one fails. When ctx ends, whoever was let in gets an answer: net/http drops a request that it reads
+// after Shutdown began, so before that, each connection is told by its next answer that it ends.
+func serveClients(ctx context.Context, listeners []net.Listener, h http.Handler, g *gate, log *slog.Logger) (err error) {
+	var ending atomic.Bool
+	server := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ending.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	}), log)
+	failed := make(chan error, len(listeners))
+	var serving sync.WaitGroup
+	for _, l := range listeners {
+		serving.Go(func() { failed <- fmt.Errorf("listener %s: %w", l.Addr(), server.Serve(&gatedListener{l, g})) })
+	}
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+	}
+	ending.Store(true)
+	for _, l := range listeners {
+		l.Close()
+	}
+	serving.Wait() // then all that were let in are counted
+	for until := time.Now().Add(drainTime); g.open.Load() > 0 && time.Now().Before(until); {
+		time.Sleep(5 * time.Millisecond)
 	}
 	stopping, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if server.Shutdown(stopping) != nil {
 		server.Close()
-	}
-	if err == nil {
-		wg.Wait()
 	}
 	return err
 }
@@ -96,8 +119,8 @@ func frontIssuers(cfg *config) ([]responder.FrontIssuer, error) {
 	return l, nil
 }
 
-// reloadFront takes the issuers of the configuration as it is now.
-func (r *role) reloadFront(front *responder.Front) error {
+// reloadFront takes the issuers of the configuration as it is now, or only says whether it could.
+func (r *role) reloadFront(front *responder.Front, try bool) error {
 	cfg, err := r.rereadConfig(r.cfg)
 	if err != nil {
 		return err
@@ -105,6 +128,9 @@ func (r *role) reloadFront(front *responder.Front) error {
 	issuers, err := frontIssuers(cfg)
 	if err != nil {
 		return err
+	}
+	if try {
+		return front.Try(issuers)
 	}
 	return front.Use(issuers)
 }

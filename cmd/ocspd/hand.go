@@ -43,14 +43,11 @@ func (k *keeper) handleRevoke(r *http.Request) (any, error) {
 	}
 	readTime := func(name string, into *time.Time) {
 		if s := q.Get(name); s != "" && err == nil {
-			*into, err = time.Parse(time.RFC3339, s)
+			*into, err = pastTime(name, s, e.At)
 		}
 	}
 	readTime("date", &e.RevokedAt)
 	readTime("invalidity", &e.Invalidity)
-	if err == nil && e.RevokedAt.After(e.At) {
-		err = fmt.Errorf("--date %s lies in the future", e.RevokedAt.Format(time.RFC3339))
-	}
 	if err != nil {
 		return nil, fmt.Errorf("revoke %s %s: %w", i.config.Name, serial, err)
 	}
@@ -59,6 +56,20 @@ func (k *keeper) handleRevoke(r *http.Request) (any, error) {
 	return k.byHand(r.Context(), i, serial, "revoked", event, func(publish db.Publish) (db.View, error) {
 		return k.store.Revoke(r.Context(), i.issuer.ID, e, publish)
 	})
+}
+
+// pastTime reads a time at which something happened to a certificate. The zero time, which means that none was given, is none.
+func pastTime(name, s string, now time.Time) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	switch {
+	case err != nil:
+		return t, err
+	case t.After(now):
+		return t, fmt.Errorf("--%s %s lies in the future", name, s)
+	case t.Before(time.Unix(0, 0)):
+		return t, fmt.Errorf("--%s %s lies before 1970, when there were no certificates", name, s)
+	}
+	return t, nil
 }
 
 func (k *keeper) handleUnrevoke(r *http.Request) (any, error) {

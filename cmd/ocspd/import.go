@@ -235,7 +235,7 @@ func (k *keeper) readFile(ctx context.Context, i *keptIssuer, s *source, locatio
 	if location == s.CRL && !s.read && s.mayNameDeltas() {
 		previous = ingest.Validators{}
 	}
-	fetched, err := k.fetcher.Fetch(ctx, file, previous, ingest.Limits{Size: s.MaxSize, Time: fetchTime})
+	fetched, err := k.fetcher.Fetch(ctx, file, previous, ingest.Limits{Size: s.MaxSize, Time: fetchTime, Arriving: progressOf(ctx).arriving})
 	if err != nil {
 		k.refuse(ctx, i, location, [32]byte{}, err)
 		return nil, err
@@ -248,6 +248,7 @@ func (k *keeper) readFile(ctx context.Context, i *keptIssuer, s *source, locatio
 	}
 	defer fetched.Spool.Close()
 	before := feed.Digest
+	progressOf(ctx).checking(fetched.Spool, s.Index != "")
 	snap, err := i.read(s.Index != "", fetched.Spool)
 	if errors.Is(err, ingest.ErrIncomplete) || errors.Is(err, ingest.ErrChanging) {
 		return nil, err
@@ -342,18 +343,21 @@ func (k *keeper) install(ctx context.Context, i *keptIssuer, from db.Origin, sna
 	location := from.Location
 	from.At, from.Validity, from.Override = time.Now(), i.config.Validity, force != ""
 	counting, holds := countHolds(snap)
+	progress := progressOf(ctx)
+	progress.begin("sorting", snap.Size)
 	var base pki.File
 	var staged *db.Staged
 	var err error
 	background(func() {
 		staged, err = k.store.Stage(ctx, i.issuer.ID, from, counting, func(number uint64, walk func(func(*pki.Packed) error) error) (err error) {
-			base, err = generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, walk)
+			base, err = generation.WriteBase(k.cfg.generations(), i.config.Name, number, i.issuer.ID, progress.recording(snap.Count, walk))
 			return err
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
+	progress.begin("putting in force", 0)
 	event := audit.Record{Event: snap.Kind.String() + ".import", Subject: i.config.Name, Details: []audit.Detail{
 		{Name: "source", Value: location}, {Name: "sha256", Value: hex.EncodeToString(snap.Digest[:])},
 		{Name: "number", Value: snap.Number}, {Name: "entries", Value: strconv.FormatInt(snap.Count, 10)}}}
@@ -570,11 +574,12 @@ func touchAfter(validity time.Duration) time.Duration { return validity / 100 }
 func (k *keeper) handleCRLImport(r *http.Request) (any, error) {
 	ctx, name := r.Context(), r.URL.Query().Get("name")
 	fail := func(err error) error { return fmt.Errorf("crl import %s: %w", name, err) }
-	spool, err := ingest.NewSpool(filepath.Join(k.cfg.keeperDir(), "spool"), r.Body, handedMax)
+	spool, err := k.receive(r)
 	if err != nil {
 		return nil, fail(err)
 	}
 	defer spool.Close()
+	progressOf(ctx).checking(spool, false)
 	i, err := k.importIssuer(r, spool)
 	if err != nil {
 		digest := spool.Digest()
@@ -592,6 +597,14 @@ func (k *keeper) handleCRLImport(r *http.Request) (any, error) {
 	return res, nil
 }
 
+// receive takes a file that is handed in.
+func (k *keeper) receive(r *http.Request) (spool *ingest.Spool, err error) {
+	background(func() {
+		spool, err = ingest.NewSpool(filepath.Join(k.cfg.keeperDir(), "spool"), progressOf(r.Context()).arriving(r.Body, r.ContentLength), handedMax)
+	})
+	return spool, err
+}
+
 func (k *keeper) importIssuer(r *http.Request, spool *ingest.Spool) (*keptIssuer, error) {
 	if name := r.URL.Query().Get("issuer"); name != "" {
 		return k.issuer(name)
@@ -600,7 +613,9 @@ func (k *keeper) importIssuer(r *http.Request, spool *ingest.Spool) (*keptIssuer
 	for _, i := range k.issuers() {
 		all = append(all, i.issuer)
 	}
-	found, err := ingest.IssuerOf(spool, all)
+	var found *pki.Issuer
+	var err error
+	background(func() { found, err = ingest.IssuerOf(spool, all) })
 	if err != nil {
 		return nil, err
 	}
@@ -618,11 +633,12 @@ func (k *keeper) handleIndexImport(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fail(err)
 	}
-	spool, err := ingest.NewSpool(filepath.Join(k.cfg.keeperDir(), "spool"), r.Body, handedMax)
+	spool, err := k.receive(r)
 	if err != nil {
 		return nil, fail(err)
 	}
 	defer spool.Close()
+	progressOf(ctx).checking(spool, true)
 	res, err := k.importSpool(ctx, i, true, location, spool, r.URL.Query().Get("force"))
 	if err != nil {
 		return nil, fail(err)
@@ -694,8 +710,14 @@ func (k *keeper) handleFetch(r *http.Request) (any, error) {
 		which = []*keptIssuer{i}
 	}
 	out := fetchResult{V: 1, Sources: []sourceOutcome{}}
+	n, of := 0, 0
+	for _, i := range which {
+		of += len(i.sources)
+	}
 	for _, i := range which {
 		for _, s := range i.sources {
+			progressOf(r.Context()).part(n, of)
+			n++
 			o, err := k.fetch(r.Context(), i, s, false)
 			if err != nil {
 				out.Failed++

@@ -112,6 +112,7 @@ func (k *keeper) open(ctx context.Context) (err error) {
 	if k.store, err = db.Open(ctx, k.cfg.database(), k.log); err != nil {
 		return err
 	}
+	k.store.Background = background
 	if k.audit, err = openKeeperLog(k); err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,7 +74,7 @@ func newKeyCmd(a *app) *cobra.Command {
 	}
 	destroy.Flags().StringVar(&fingerprint, "yes", "", "the key's SHA-256 fingerprint, as 'key show' prints it")
 	return group("key", "Keys in the tokens", a.withOutput(withToken(generate)), a.withOutput(withToken(list)),
-		a.withOutput(withToken(show)), withToken(csr), install, withToken(destroy), keyRecordCmd(a))
+		a.withOutput(withToken(show)), withToken(csr), a.withOutput(install), a.withOutput(withToken(destroy)), keyRecordCmd(a))
 }
 
 // keyURI takes a label, or a pkcs11: URI where the label alone does not do.
@@ -487,7 +486,7 @@ func (a *app) keyInstall(ctx context.Context, path, name string, dryRun bool) er
 		if err := a.checkInstall(ctx, cfg, i, issuer, cert, path, true); err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stdout, "issuer %s: the certificate is good and goes with the key; nothing was written\n", i.Name)
+		a.printFact("good", "issuer %s: the certificate is good and goes with the key; nothing was written", i.Name)
 		return nil
 	}
 	r, err := a.newRecorder(cfg, "key.install", i.Name)
@@ -607,7 +606,7 @@ func (a *app) putCertificate(i *issuerConfig, cert *x509.Certificate) error {
 	default:
 		old, err := pki.ParseCertificate(current)
 		if err == nil && bytes.Equal(old.Raw, cert.Raw) {
-			fmt.Fprintf(a.stdout, "issuer %s: unchanged: %s holds this certificate already (%s)\n", i.Name, i.Signer, what)
+			a.printFact("unchanged", "issuer %s: unchanged: %s holds this certificate already (%s)", i.Name, i.Signer, what)
 			return nil
 		}
 		if err == nil && old.NotAfter.After(cert.NotAfter) {
@@ -619,10 +618,10 @@ func (a *app) putCertificate(i *issuerConfig, cert *x509.Certificate) error {
 		}
 		a.talk("the old certificate is kept as %s", kept)
 	}
-	if err := replaceFile(i.Signer, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644); err != nil {
+	if err := writeDurably(i.Signer, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), 0o644); err != nil {
 		return fmt.Errorf("key install: %w", err)
 	}
-	fmt.Fprintf(a.stdout, "issuer %s: installed in %s (%s)\n", i.Name, i.Signer, what)
+	a.printFact("installed", "issuer %s: installed in %s (%s)", i.Name, i.Signer, what)
 	a.talk("next: ocspd reload")
 	return nil
 }
@@ -641,32 +640,13 @@ func keepOld(path string, content []byte, old *x509.Certificate) (string, error)
 		there, err := os.ReadFile(kept)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return kept, replaceFile(kept, content, 0o644)
+			return kept, writeDurably(kept, content, 0o644)
 		case err != nil:
 			return "", err
 		case bytes.Equal(there, content):
 			return kept, nil
 		}
 	}
-}
-
-// replaceFile writes aside, makes durable, and renames.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return syncDir(dir)
 }
 
 // keyDestroy wants the fingerprint, so that no slip of a label destroys the wrong key. A key that an issuer signs with
@@ -694,11 +674,18 @@ func (a *app) keyDestroy(token, label, confirmed string) error {
 		case !strings.EqualFold(strings.ReplaceAll(confirmed, ":", ""), found):
 			return usagef("key destroy: the fingerprint of %s of token %s is %s, not %s; nothing was destroyed", k, t.Name, found, confirmed)
 		}
+		is := func(uri string) bool {
+			used, _ := h.Find(uri)
+			return used != nil && used.Public() != nil && fingerprint(used.Public()) == found
+		}
+		if whole.AuditKey != "" && whole.AuditToken == t.Name && is(whole.AuditKey) {
+			return fmt.Errorf("key destroy: the heads of the audit log are signed with %s; name another audit.key in the configuration and reload first", k)
+		}
 		for _, i := range whole.Issuers {
 			if i.Token != t.Name {
 				continue
 			}
-			if used, _ := h.Find(i.Key); used != nil && used.Public() != nil && fingerprint(used.Public()) == found {
+			if is(i.Key) {
 				return fmt.Errorf("key destroy: issuer %s signs with %s; name another `key` in its configuration and reload first", i.Name, k)
 			}
 		}
@@ -711,7 +698,7 @@ func (a *app) keyDestroy(token, label, confirmed string) error {
 		r.know("evidence", "no private key of its label and id was found on the token afterwards")
 		copies := cmp.Or(t.Copies, "not stated")
 		r.know("copies", copies)
-		fmt.Fprintf(a.stdout, "token %s: key %s (SPKI SHA-256 %s) is destroyed, and no private key of its label and id is left\n", t.Name, k, found)
+		a.printFact("destroyed", "token %s: key %s (SPKI SHA-256 %s) is destroyed, and no private key of its label and id is left", t.Name, k, found)
 		a.talk("copies of this token's keys, by the configuration: %s; the key is gone for good when it is destroyed there too (OCSP-KEY-19)", copies)
 		return nil
 	})

@@ -50,7 +50,7 @@ type lookupEvidence struct {
 	Says       string    `json:"says"`
 	Governs    bool      `json:"governs"`
 	ThisUpdate time.Time `json:"this_update"`
-	NextUpdate time.Time `json:"next_update"`
+	NextUpdate time.Time `json:"next_update,omitzero"` // what was entered by hand has no end of its own
 }
 
 type historyEvent struct {
@@ -94,8 +94,8 @@ func (k *keeper) handleLookup(r *http.Request) (any, error) {
 }
 
 func lookupPolicy(i *keptIssuer) (*responder.Policy, error) {
-	p := &responder.Policy{Unissued: responder.Unissued(i.config.Unissued), Validity: i.config.Validity, WebPKI: i.config.Profile == "webpki",
-		NotAfter: i.issuer.Certificate.NotAfter}
+	p := i.config.policy()
+	p.NotAfter = i.issuer.Certificate.NotAfter
 	if i.config.Signer != "" {
 		cert, err := loadSignerCertificate(i.config)
 		if err != nil {
@@ -105,7 +105,7 @@ func lookupPolicy(i *keptIssuer) (*responder.Policy, error) {
 			p.NotAfter = cert.NotAfter
 		}
 	}
-	return p, nil
+	return &p, nil
 }
 
 func (l *lookupResult) decide(policy *responder.Policy, meta *generation.Meta, record pki.Record, found bool) {
@@ -113,13 +113,16 @@ func (l *lookupResult) decide(policy *responder.Policy, meta *generation.Meta, r
 		Lookup: func(pki.Serial) (pki.Record, bool) { return record, found }}
 	v := policy.Decide(view, pki.Serial{}, time.Now())
 	l.Generation, l.Source, l.Answer, l.Why = meta.Number, v.Source, v.Refusal.String(), v.Why
-	l.Status = record.Status.State.String()
-	status := record.Status
-	if v.Refusal == responder.Successful {
-		status = v.Status
-		l.Status = status.State.String()
+	status := v.Status
+	switch {
+	case v.Refusal == responder.Successful:
 		l.ThisUpdate, l.NextUpdate = &v.ThisUpdate, &v.NextUpdate
+	case record.Status.State == pki.Revoked: // all that is told where nothing is answered: a good one may long have been revoked
+		status = record.Status
+	default:
+		status = pki.Status{}
 	}
+	l.Status = status.State.String()
 	if status.State == pki.Revoked {
 		at := status.RevokedAt.UTC()
 		l.RevokedAt, l.Reason = &at, status.Reason.String()
@@ -207,18 +210,29 @@ func (a *app) printLookup(l *lookupResult) error {
 		row("ends", "no answer holds longer than "+e.NotAfter.Format(time.RFC3339))
 		row("policy", fmt.Sprintf("profile %s, unissued %s, validity %s", e.Profile, e.Unissued, e.Validity))
 		for _, x := range e.Evidence {
-			mark := ""
-			if x.Governs {
-				mark = "  <- decides"
-			}
-			row("evidence", fmt.Sprintf("%s %s %s: %s (%s to %s)%s", x.Kind, x.Source, crlNumber(x.Number), x.Says,
-				x.ThisUpdate.Format(time.RFC3339), x.NextUpdate.Format(time.RFC3339), mark))
+			row("evidence", x.String())
 		}
 	}
 	for _, h := range l.History {
 		row("history", fmt.Sprintf("%s generation %d: %s -> %s (%s) %s %s", h.At.Format(time.RFC3339), h.Generation, h.From, h.To, h.Source, h.Actor, h.Note))
 	}
 	return w.Flush()
+}
+
+func (e lookupEvidence) String() string {
+	s := e.Kind + " " + e.Source
+	if e.Number != "" {
+		s += " " + crlNumber(e.Number)
+	}
+	s += ": " + e.Says + " (" + e.ThisUpdate.Format(time.RFC3339)
+	if !e.NextUpdate.IsZero() {
+		s += " to " + e.NextUpdate.Format(time.RFC3339)
+	}
+	s += ")"
+	if e.Governs {
+		s += "  <- decides"
+	}
+	return s
 }
 
 func evidenceOf(x db.Evidence) lookupEvidence {

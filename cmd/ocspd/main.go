@@ -62,6 +62,23 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// fact is what a verb says that did, or found, one thing.
+type fact struct {
+	V      int    `json:"v"`
+	Result string `json:"result"` // one word
+	Text   string `json:"text"`
+}
+
+// printFact does not fail: what was done is done, whether or not somebody reads of it.
+func (a *app) printFact(result, format string, args ...any) {
+	f := fact{1, result, fmt.Sprintf(format, args...)}
+	if a.json() {
+		a.printJSON(f)
+	} else {
+		fmt.Fprintln(a.stdout, f.Text)
+	}
+}
+
 // talk is for people who watch; results go to stdout.
 func (a *app) talk(format string, args ...any) { fmt.Fprintf(a.stderr, format+"\n", args...) }
 
@@ -80,8 +97,14 @@ func (a *app) withOutput(c *cobra.Command) *cobra.Command {
 
 // group is a verb that only leads to others.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs}
+	c := &cobra.Command{Use: use, Short: short}
 	c.AddCommand(subs...)
+	return leading(c)
+}
+
+// leading makes it a usage error to call c itself and none of those below it.
+func leading(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return usagef("%s: unknown verb %q; see '%s --help'", c.CommandPath(), args[0], c.CommandPath())
@@ -95,7 +118,7 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {
-			return usagef("%s: %v; see '%s --help'", c.CommandPath(), err, c.CommandPath())
+			return usagef("%s: called with %d arguments; it is: %s", c.CommandPath(), len(a), c.UseLine())
 		}
 		return nil
 	}
@@ -108,10 +131,14 @@ func run(argv []string, stdout, stderr io.Writer) int {
 	root.SetArgs(argv)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
-	if err == nil {
-		return 0
+	if err := root.Execute(); err != nil {
+		return complain(stderr, err)
 	}
+	return 0
+}
+
+// complain prints an error and returns the exit code that goes with it.
+func complain(w io.Writer, err error) int {
 	code := exitFailed
 	var e *exitError
 	if errors.As(err, &e) {
@@ -122,14 +149,14 @@ func run(argv []string, stdout, stderr io.Writer) int {
 	}
 	var positioned *configError
 	if errors.As(err, &positioned) {
-		fmt.Fprintln(stderr, err) // already in the form file:line:col: error: …
+		fmt.Fprintln(w, err) // already in the form file:line:col: error: …
 		return code
 	}
 	text := err.Error()
 	if !strings.HasPrefix(text, "ocspd") {
 		text = "ocspd: " + text
 	}
-	fmt.Fprintln(stderr, text)
+	fmt.Fprintln(w, text)
 	return code
 }
 
@@ -150,5 +177,11 @@ func newRoot(a *app) *cobra.Command {
 		newCRLCmd(a), newIndexCmd(a), newRevokeCmd(a), newUnrevokeCmd(a), newLookupCmd(a),
 		newStatusCmd(a), newQueryCmd(a), newCheckCmd(a), newAuditCmd(a), newCustodyCmd(a), newAcceptCmd(a), newDBCmd(a), newBackupCmd(a), newRestoreCmd(a), newReloadCmd(a), newVersionCmd(a), newManCmd(a), newDialCmd(),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" { // cobra's own shows its help and is content, whatever shell is named
+			leading(c)
+		}
+	}
 	return root
 }

@@ -50,7 +50,8 @@ func manOfVerbs(w io.Writer, root *cobra.Command) {
 		"ocspd-keeper.service, all together ocspd.target. The other verbs look after keys and data, and ask how things are. "+
 		"Those that change data are done by keeper, where it runs; whoever calls them is root or a member of the group ocspd-admin.",
 		"A serial is hex, with or without 0x and colons; digits alone are ambiguous and need 0x or dec: before them; the name of a file is a certificate's. "+
-			"With -o json a verb prints its result as JSON, which begins with its version, \"v\": 1.")
+			"With -o json a verb prints its result as JSON, which begins with its version, \"v\": 1. Without, what takes longer than two seconds draws a progress bar "+
+			"where standard error is a terminal.")
 	fmt.Fprint(w, ".SH VERBS\n")
 	manVerbs(w, root)
 	fmt.Fprint(w, ".SH OPTIONS\n")

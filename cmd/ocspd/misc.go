@@ -103,7 +103,9 @@ func newBackupCmd(a *app) *cobra.Command {
 			}
 			cfg, err := a.load()
 			if err == nil {
-				err = a.backup(c.Context(), cfg, file)
+				ctx, stop := a.watch(c.Context())
+				err = a.backup(ctx, cfg, file)
+				stop()
 			}
 			if err != nil {
 				return err
@@ -129,12 +131,15 @@ func (a *app) backup(ctx context.Context, cfg *config, file string) error {
 	}
 	defer os.Remove(aside.Name())
 	defer aside.Close()
+	progress := progressOf(ctx)
+	progress.part(0, 2)
 	resp, err := c.do(ctx, http.MethodPost, "/db/backup", nil, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	_, err = io.Copy(aside, resp.Body)
+	progress.part(1, 2)
+	_, err = io.Copy(aside, progress.arriving(resp.Body, resp.ContentLength))
 	if err == nil {
 		err = aside.Sync()
 	}
@@ -150,6 +155,7 @@ func (a *app) backup(ctx context.Context, cfg *config, file string) error {
 	if err != nil {
 		return fmt.Errorf("backup %s: %w", file, err)
 	}
+	progress.at("done", 1)
 	return nil
 }
 
@@ -165,7 +171,9 @@ func newRestoreCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			lost, err := restoreDatabase(c.Context(), cfg, file, newLogger(a.stderr, "restore"))
+			ctx, stop := a.watch(c.Context())
+			lost, err := restoreDatabase(ctx, cfg, file, newLogger(a.stderr, "restore"))
+			stop()
 			if err != nil {
 				return err
 			}
@@ -196,11 +204,13 @@ func restoreDatabase(ctx context.Context, cfg *config, file string, log *slog.Lo
 	if err != nil {
 		return nil, err
 	}
+	progressOf(ctx).begin("putting in force", 0)
 	k, err := openKeeper(ctx, cfg, log, lockPatience)
 	if err != nil {
 		return nil, err
 	}
 	defer k.close()
+	progressOf(ctx).at("done", 1)
 	after, err := handMade(ctx, k.store)
 	if err != nil {
 		return nil, err
@@ -268,6 +278,7 @@ func (k *keeper) handleCheck(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("db check: %w", err)
 	}
+	progressOf(r.Context()).begin("checking files", 0)
 	for _, i := range k.issuers() {
 		if i.inForce() == 0 {
 			continue
@@ -286,7 +297,8 @@ func (k *keeper) handleCheck(r *http.Request) (any, error) {
 // handleBackup makes a checked copy in keeper's folder and sends it.
 func (k *keeper) handleBackup(w http.ResponseWriter, r *http.Request) {
 	file := filepath.Join(k.cfg.keeperDir(), "spool", fmt.Sprintf("%sbackup-%d", ingest.SpoolPrefix, time.Now().UnixNano())) // what is left there, the next start removes
-	err := k.store.Backup(r.Context(), file)
+	var err error
+	reported(w, r, func(r *http.Request) { err = k.store.Backup(r.Context(), file) })
 	if err != nil {
 		writeControlError(w, err)
 		return

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,6 +122,10 @@ func (t *tokenConfig) readPIN() ([]byte, error) {
 		return nil, fmt.Errorf("PIN: the credential %s is there only for root, and inside a systemd unit that loads it; run this as root", name)
 	case isCredential:
 		path = filepath.Join(dir, name)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("PIN: systemd started this without the credential %s; seal it ('systemd-creds encrypt --name=%s - %s'), see that the unit loads it, and restart ocspd-signer",
+				name, name, filepath.Join(sealedStores[0], "ocspd."+name))
+		}
 	}
 	f, err := openPIN(path)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 
 	idleWork     = 10 * time.Millisecond // that a thread of the idle class must get done: more than a new one gets for a start
 	idlePatience = 2 * idleWork          // in so much time, or there is no room for that class
+
+	idleRoomHolds = time.Second
 )
 
 // giveWay is for every thread of this process that there is; those that come later take after them.
@@ -68,8 +71,24 @@ func background(f func()) {
 	<-ended
 }
 
-// idleRoom tries whether a thread of the idle class has something of the processors now.
+// room is what idleRoom found last, which is good for as long as idleRoomHolds.
+var room struct {
+	sync.Mutex
+	found time.Time
+	is    bool
+}
+
+// idleRoom tells whether a thread of the idle class has something of the processors now.
 func idleRoom() bool {
+	room.Lock()
+	defer room.Unlock()
+	if time.Since(room.found) > idleRoomHolds {
+		room.is, room.found = tryIdle(), time.Now()
+	}
+	return room.is
+}
+
+func tryIdle() bool {
 	worked := make(chan struct{})
 	go func() { // ends after idleWork of processor time, which may take it long
 		becomeIdle()

@@ -22,28 +22,25 @@ import (
 
 func init() { siteCommands["exploit"] = (*site).cmdExploit }
 
-// buildProbe makes the binary with probe.go in it.
-func buildProbe(dir string) (string, error) {
-	file := filepath.Join(dir, "ocspd-probe")
-	argv := []string{"build", "-buildvcs=false", "-tags", "probe", "-o", file}
-	if raced() {
-		argv = append(argv, "-race")
-	}
-	if out, err := exec.Command("go", append(argv, ".")...).CombinedOutput(); err != nil {
+// buildProbe makes the binary with probe.go in it, once for all tests, and never with the race detector: what stands against an attempt is the kernel, and
+// the walls are to be those of the binary that users have.
+var buildProbe = sync.OnceValues(func() (string, error) {
+	file := filepath.Join(shared, "ocspd-probe")
+	argv := []string{"build", "-buildvcs=false", "-tags", "probe", "-o", file, "."}
+	if out, err := exec.Command("go", argv...).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go %v: %w\n%s", argv, err, out)
 	}
 	return file, nil
-}
+})
 
 // TestWalls has a process that is hardened like each role try what an attacker would, with all walls and with each combination of them taken out: an
 // attempt must fail as long as one wall that stands against it is there, and must succeed when none is, or the test would show nothing of the wall.
 func TestWalls(t *testing.T) {
-	dir := t.TempDir()
-	bin, err := buildProbe(dir)
+	bin, err := buildProbe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	site := filepath.Join(dir, "site")
+	site := t.TempDir()
 	for _, d := range []string{"etc", "pin", "tokens", "run", "state/keeper", "state/gen", "state/signer", "mnt", "ca"} {
 		if err := os.MkdirAll(filepath.Join(site, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -82,11 +79,15 @@ crl = "http://127.0.0.1:%s/class1.crl"
 	for _, f := range []string{"etc/class1.pem", "etc/secret", "pin/pin", "state/keeper/ocspd.db", "state/signer/highwater", "state/gen/class1.current"} {
 		write(f, "2468\n")
 	}
-	sibling := exec.Command("sleep", "600")
+	sibling := exec.Command("cat") // until its input ends, which it does however this process ends
+	input, err := sibling.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := sibling.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { sibling.Process.Kill(); sibling.Wait() }()
+	defer func() { input.Close(); sibling.Wait() }()
 	pid := strconv.Itoa(sibling.Process.Pid)
 
 	const confine, seal = "confine", "seal"
@@ -104,6 +105,7 @@ crl = "http://127.0.0.1:%s/class1.crl"
 		{"fork", "", both, false},
 		{"ptrace", pid, both, true},
 		{"signal", pid, both, false},
+		{"signal by a file", pid, []string{seal}, false},
 		{"mount", "mnt", both, true},
 		{"unshare", "", both, true},
 		{"bpf", "", both, true},
@@ -188,17 +190,11 @@ func runProbe(bin, role, config string, off []string, attempt, argument string) 
 	return fmt.Sprintf("%v: %s", err, out)
 }
 
-var probeBinary = struct {
-	sync.Once
-	file string
-	err  error
-}{}
-
 // cmdExploit sets a stand-in for a front that was taken over on signer and keeper, and judges every answer that it gets out of signer by another's code.
 func (s *site) cmdExploit(ts *testscript.TestScript, _ bool, args []string) error {
-	probeBinary.Do(func() { probeBinary.file, probeBinary.err = buildProbe(filepath.Dir(s.bin)) })
-	if probeBinary.err != nil {
-		return probeBinary.err
+	probe, err := buildProbe()
+	if err != nil {
+		return err
 	}
 	front, err := s.role("front") // which is set aside: the stand-in is front now
 	if err != nil {
@@ -206,7 +202,7 @@ func (s *site) cmdExploit(ts *testscript.TestScript, _ bool, args []string) erro
 	}
 	syscall.Kill(front, syscall.SIGSTOP)
 	defer syscall.Kill(front, syscall.SIGCONT)
-	c := exec.Command(probeBinary.file, "probe", "front", s.path("ocspd.toml"), "none", "exploit", "1a01")
+	c := exec.Command(probe, "probe", "front", s.path("ocspd.toml"), "none", "exploit", "1a01")
 	c.Dir, c.Env, c.Stderr = s.dir, s.env, ts.Stderr()
 	out, err := c.Output()
 	if err != nil {

@@ -71,6 +71,9 @@ func (r *role) rereadConfig(old *config) (*config, error) {
 	if cfg.State != old.State || cfg.Run != old.Run {
 		return nil, errors.New("state and run cannot change while ocspd runs; stop it, move the directories, and start it")
 	}
+	if (cfg.AuditKey == "") != (old.AuditKey == "") {
+		return nil, errors.New("whether a key in a token signs the audit log (audit.key) cannot change while ocspd runs, which key does can; restart ocspd")
+	}
 	return cfg, r.walls.admit(cfg)
 }
 
@@ -78,7 +81,7 @@ func (r *role) rereadConfig(old *config) (*config, error) {
 func needsRestart(old, now *config) (l []string) {
 	for name, changed := range map[string]bool{
 		"listen": !reflect.DeepEqual(old.Listen, now.Listen), "limits": old.Limits != now.Limits,
-		"hardening": !reflect.DeepEqual(old.Hardening, now.Hardening), "audit": old.AuditKey != now.AuditKey || old.AuditAnswers != now.AuditAnswers,
+		"hardening": !reflect.DeepEqual(old.Hardening, now.Hardening), "audit": old.AuditAnswers != now.AuditAnswers,
 	} {
 		if changed {
 			l = append(l, "["+name+"] has changed and takes effect at the next start")
@@ -87,8 +90,8 @@ func needsRestart(old, now *config) (l []string) {
 	return l
 }
 
-// handleReload takes a new configuration in all three roles: signer first, which can refuse it for the sake of a key, then front, then keeper
-// itself. A refusal leaves everything as it was.
+// handleReload takes a new configuration in all three roles. Keeper builds what it comes to, front says whether it could take it, signer takes it, which can
+// refuse it for the sake of a key, then front, then keeper itself. A refusal leaves everything as it was.
 func (k *keeper) handleReload(r *http.Request) (any, error) {
 	k.reloading.Lock()
 	defer k.reloading.Unlock()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -17,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ocspd/hardening"
+	"ocspd/hsm"
 	"ocspd/responder"
 	"ocspd/systemd"
 )
@@ -30,6 +33,7 @@ type role struct {
 	since  time.Time
 	passed map[string][]net.Listener // by systemd or `ocspd serve`, by name
 
+	wasReady atomic.Bool
 	walls    *walls              // nil in a verb
 	measures []hardening.Measure // set by seal, before anything else asks for them
 
@@ -41,33 +45,45 @@ func newRoleCmd(a *app, name, short string, run func(context.Context, *role) err
 	return &cobra.Command{
 		Use: name, Short: short, Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
+			r := &role{name: name, log: newLogger(a.stderr, name), since: time.Now().UTC().Truncate(time.Second)}
+			err := r.live(cmd.Context(), a, run)
+			if err == nil || r.wasReady.Load() || os.Getenv("NOTIFY_SOCKET") == "" || errors.Is(err, hsm.ErrPIN) {
 				return err
 			}
-			walls, err := confine(cfg, name)
-			if err != nil {
-				return err
-			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			ctx = withLifeline(ctx)
-			log := newLogger(a.stderr, name)
-			r := &role{name: name, cfg: cfg, log: log, alarms: newAlarmSet(log), since: time.Now().UTC().Truncate(time.Second), walls: walls}
-			if r.passed, err = systemd.Listeners(); err != nil {
-				return err
-			}
-			if err := os.MkdirAll(cfg.Run, 0o755); err != nil {
-				return fmt.Errorf("run directory: %w", err)
-			}
-			log.Info("role starts", "pid", os.Getpid())
-			err = run(ctx, r)
-			if err == nil {
-				log.Info("role stops")
-			}
-			return err
+			code := complain(a.stderr, err)
+			time.Sleep(failedPause)
+			return &exitError{code: code}
 		},
 	}
+}
+
+// failedPause is how long a role that systemd started, and that failed before it was ready, waits before it ends: it would fail again, and so several times a
+// second. The units' RestartSec is for roles that worked, which are to be back at once; pauses that grow are known to systemd since version 254 only.
+const failedPause = 2 * time.Second
+
+// live is the life of a role's process.
+func (r *role) live(ctx context.Context, a *app, run func(context.Context, *role) error) (err error) {
+	if r.cfg, err = a.load(); err != nil {
+		return err
+	}
+	if r.walls, err = confine(r.cfg, r.name); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx = withLifeline(ctx)
+	r.alarms = newAlarmSet(r.log)
+	if r.passed, err = systemd.Listeners(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.cfg.Run, 0o755); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	r.log.Info("role starts", "pid", os.Getpid())
+	if err = run(ctx, r); err == nil {
+		r.log.Info("role stops")
+	}
+	return err
 }
 
 func newLogger(w io.Writer, name string) *slog.Logger {
@@ -96,6 +112,7 @@ func withLifeline(ctx context.Context) context.Context {
 // ready tells whoever started us: the supervisor on the socket that is our standard input, or systemd.
 func (r *role) ready() {
 	r.log.Info("role is ready")
+	r.wasReady.Store(true)
 	if supervised() {
 		os.Stdin.Write([]byte{1})
 		return

@@ -126,7 +126,7 @@ func (j *journal) openLog() (err error) {
 // signWith has the heads of the log signed by a key in the token from now on.
 func (j *journal) signWith(key crypto.Signer) error {
 	if j.cfg.AuditKey == "" {
-		return nil // that the log has another key takes a restart
+		return nil // a key file signs, and reload does not change that
 	}
 	signer, public, err := audit.NewSigner(signerOrigin, key)
 	if err != nil {

@@ -103,7 +103,10 @@ func (k *keeper) status(ctx context.Context) (*statusResult, error) {
 		for _, r := range signer.Signer.Issuers {
 			for n := range s.Issuers {
 				if s.Issuers[n].Name == r.Name {
-					s.Issuers[n].Signed, s.Issuers[n].NotAfter, s.Issuers[n].answered = r.Generation, &r.NotAfter, r.Complete
+					s.Issuers[n].Signed, s.Issuers[n].answered = r.Generation, r.Complete
+					if !r.NotAfter.IsZero() { // its key can be used
+						s.Issuers[n].NotAfter = &r.NotAfter
+					}
 				}
 			}
 		}
@@ -224,25 +227,35 @@ func newStatusCmd(a *app) *cobra.Command {
 	})
 }
 
-// askStatus asks the running keeper, and says so where none runs: nobody else knows.
+var statusPatience = 10 * time.Second // with a keeper, which has its status at hand
+
+// askStatus asks the running keeper, and says so where none runs or it hangs: nobody else knows.
 func askStatus(ctx context.Context, cfg *config) (*statusResult, error) {
-	c, err := reachKeeper(ctx, cfg)
-	if errors.Is(err, errNoKeeper) {
-		return keeperlessStatus(ctx, cfg), nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("status: %w", err)
-	}
-	defer c.close()
+	asking, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
 	s := &statusResult{}
-	return s, c.call(ctx, http.MethodGet, "/status", nil, nil, s)
+	c, err := reachKeeper(asking, cfg)
+	if err == nil {
+		defer c.close()
+		err = c.call(asking, http.MethodGet, "/status", nil, nil, s)
+	}
+	switch {
+	case err == nil:
+		return s, nil
+	case asking.Err() != nil && ctx.Err() == nil:
+		return keeperlessStatus(ctx, cfg, fmt.Sprintf("keeper runs but has not answered for %s: is it stopped, or does it wait for its disk? "+
+			"Look at its process, and restart ocspd if it stays like that", statusPatience)), nil
+	case errors.Is(err, errNoKeeper):
+		return keeperlessStatus(ctx, cfg, "keeper does not run: revocation data is not kept up to date; start ocspd"), nil
+	}
+	return nil, fmt.Errorf("status: %w", err)
 }
 
-// keeperlessStatus is what can be seen without keeper: whether the signer's socket answers.
-func keeperlessStatus(ctx context.Context, cfg *config) *statusResult {
+// keeperlessStatus is what can be seen without keeper, of which it says why: whether the signer's socket answers.
+func keeperlessStatus(ctx context.Context, cfg *config, why string) *statusResult {
 	now := time.Now().UTC().Truncate(time.Second)
 	s := &statusResult{V: 1, Verdict: verdictNotServing, Roles: []roleStatus{}, Issuers: []issuerStatus{}, Tokens: []tokenReport{}, Hardening: []roleHardening{}, Alarms: []alarm{
-		{Name: alarmRoleDown, Issuer: "keeper", Since: now, Text: "keeper does not run: revocation data is not kept up to date; start ocspd"}}}
+		{Name: alarmRoleDown, Issuer: "keeper", Since: now, Text: why}}}
 	if c, err := dialUnix(cfg.signerSocket())(ctx); err == nil {
 		c.Close()
 		s.Verdict = verdictDegraded

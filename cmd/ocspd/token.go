@@ -52,7 +52,7 @@ func newTokenCmd(a *app) *cobra.Command {
 		Use: "retry NAME", Short: "Forget that the token refused the PIN, so that the next start tries it once", Args: args(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, names []string) error { return a.tokenRetry(names[0]) },
 	}
-	return group("token", "PKCS#11 tokens", a.withOutput(list), a.withOutput(info), a.withOutput(check), a.withOutput(bench), retry)
+	return group("token", "PKCS#11 tokens", a.withOutput(list), a.withOutput(info), a.withOutput(check), a.withOutput(bench), a.withOutput(retry))
 }
 
 // only is the one optional argument, or "".
@@ -459,6 +459,10 @@ func checkKeys(ctx context.Context, cfg *config, t *tokenConfig, token *hsm.Toke
 		k, err := token.Find(uri)
 		add(uri, k, err, issuers, accept)
 	}
+	if cfg.AuditKey != "" && cfg.AuditToken == t.Name {
+		k, err := token.Find(cfg.AuditKey)
+		add(cfg.AuditKey, k, err, nil, cfg.AuditAccept)
+	}
 	return list, nil
 }
 
@@ -482,6 +486,8 @@ func (a *app) tokenBench(ctx context.Context, name, label string, d time.Duratio
 		Type  string `json:"type"`
 		Rates []rate `json:"rates"`
 	}{V: 1, Token: t.Name}
+	ctx, stop := a.watch(ctx)
+	defer stop()
 	err = a.withToken(cfg, t, func(token *hsm.Token) error {
 		k, err := benchKey(token, label)
 		if err != nil {
@@ -489,14 +495,18 @@ func (a *app) tokenBench(ctx context.Context, name, label string, d time.Duratio
 		}
 		out.Key, out.Type = k.Label, string(k.Algorithm())
 		for n := 1; n <= token.Sessions(); n++ {
+			progressOf(ctx).part(n-1, token.Sessions())
+			progressOf(ctx).begin(fmt.Sprintf("%d sessions", n), 0)
 			signed, took, err := k.Bench(ctx, n, d)
 			if err != nil {
 				return err
 			}
 			out.Rates = append(out.Rates, rate{n, float64(signed) / took.Seconds()})
 		}
+		progressOf(ctx).at("done", 1)
 		return nil
 	})
+	stop()
 	if err != nil {
 		return err
 	}
@@ -545,7 +555,7 @@ func (a *app) tokenRetry(name string) error {
 	}
 	marker := cfg.pinMarker(t.Name)
 	if _, err := os.Stat(marker); errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintf(a.stdout, "token %s: unchanged: no refused PIN is on record\n", t.Name)
+		a.printFact("unchanged", "token %s: unchanged: no refused PIN is on record", t.Name)
 		return nil
 	}
 	r, err := a.newRecorder(cfg, "token.retry", t.Name)
@@ -560,6 +570,6 @@ func (a *app) tokenRetry(name string) error {
 	if err := r.end(err); err != nil {
 		return fmt.Errorf("token retry %s: %w", t.Name, err)
 	}
-	fmt.Fprintf(a.stdout, "token %s: the next login tries the PIN again, once\n", t.Name)
+	a.printFact("cleared", "token %s: the next login tries the PIN again, once", t.Name)
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,13 +52,20 @@ func TestWatchdogIsEarned(t *testing.T) {
 	r := &role{log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	ended := make(chan struct{})
 	released := make(chan struct{})
+	failing, hanging := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	go func() {
 		defer close(ended)
 		r.watchdog(ctx, func(context.Context) error {
 			if hangs.Load() {
+				once.Do(func() { close(hanging) })
 				<-released
 			}
 			if broken.Load() {
+				select {
+				case failing <- struct{}{}:
+				default: // nobody waits for it, or not yet
+				}
 				return errors.New("broken")
 			}
 			return nil
@@ -68,12 +76,16 @@ func TestWatchdogIsEarned(t *testing.T) {
 		for len(heard) > 0 {
 			<-heard
 		}
+		limit := 400 * time.Millisecond
+		if wanted {
+			limit = 20 * time.Second
+		}
 		select {
 		case s := <-heard:
 			if !wanted || s != "WATCHDOG=1" {
 				t.Errorf("%s: systemd heard %q", when, s)
 			}
-		case <-time.After(400 * time.Millisecond):
+		case <-time.After(limit):
 			if wanted {
 				t.Errorf("%s: systemd heard nothing", when)
 			}
@@ -81,11 +93,13 @@ func TestWatchdogIsEarned(t *testing.T) {
 	}
 	expect("at work", true)
 	broken.Store(true)
-	time.Sleep(100 * time.Millisecond) // a round that began before
+	<-failing                          // the rounds that began before are over
+	time.Sleep(100 * time.Millisecond) // and what they said was heard
 	expect("broken", false)
 	broken.Store(false)
 	expect("at work again", true)
 	hangs.Store(true)
+	<-hanging
 	time.Sleep(100 * time.Millisecond)
 	expect("hanging", false)
 	close(released)

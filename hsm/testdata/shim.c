@@ -1,6 +1,6 @@
 /* A PKCS#11 module that forwards every call to the module named by SHIM_MODULE and spoils some of them.
  *
- * Each call appends its name to the file SHIM_LOG, and "over" when one that hung has returned. Before it is forwarded, the file SHIM_CONTROL is read: lines of
+ * Each call appends its name to the file SHIM_LOG, "hangs" when it hangs, and "over" when one that hung has returned. Before it is forwarded, the file SHIM_CONTROL is read: lines of
  *
  *     FUNCTION ACTION [AFTER [TIMES]]
  *
@@ -121,7 +121,8 @@ static word call(int i, word a, word b, word c, word d, word e, word f, word g, 
 	trace(names[i]);
 	int spoiled = rule_for(i, &r, &renumber, 1);
 	int hung = spoiled && strcmp(r.action, "hang") == 0;
-	if (spoiled && strcmp(r.action, "hang") == 0) {
+	if (hung) {
+		trace("hangs");
 		while (rule_for(i, &r, &renumber, 0) && strcmp(r.action, "hang") == 0)
 			usleep(5000);
 		spoiled = 0;
