@@ -46,6 +46,7 @@ formatted() {
 staticcheck() {
 	(cd test/staticcheck && go build -o "$work/staticcheck" honnef.co/go/tools/cmd/staticcheck) && "$work/staticcheck" ./...
 }
+vet() { go vet ./... && go vet -tags probe ./cmd/ocspd; } # the second is what walls are tried with
 tidy() { go mod tidy -diff && (cd test/staticcheck && go mod tidy -diff); }
 demo() { # from a copy, so that a demo in this checkout is left alone
 	mkdir "$work/copy"
@@ -76,7 +77,7 @@ no_process_left() {
 
 check 'format' formatted
 check 'modules' tidy
-check 'vet' go vet ./...
+check 'vet' vet
 check 'staticcheck' staticcheck
 check 'units and man pages' test/units.sh
 check 'responder without cgo' env CGO_ENABLED=0 go build ./responder ./pki ./ingest ./generation

@@ -39,7 +39,7 @@ import (
 
 // Errors of this package that callers branch on.
 var (
-	ErrInUse   = errors.New("another process has the audit log open")
+	ErrInUse   = errors.New("another process has the audit log open; stop that one first")
 	ErrDamaged = errors.New("the audit log is damaged; find out what with 'ocspd audit verify', keep a copy as evidence, then restore it")
 	ErrBroken  = errors.New("the audit log must be opened again: it is not known whether its last head is durable")
 )

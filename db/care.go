@@ -226,7 +226,7 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records i
 		return err
 	}
 	defer func() { <-q.staging }()
-	ls, err := s.lineages(ctx, i.row)
+	ls, err := s.inForce(ctx, i.ID)
 	if err != nil {
 		return err
 	}
@@ -250,6 +250,24 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records i
 		}
 	}
 	return nil
+}
+
+// inForce are the issuer's lineages, of which, and of all else that is in force, it is certain that they are as they were written.
+func (s *Store) inForce(ctx context.Context, id pki.IssuerID) ([]Lineage, error) {
+	q := s.queue(id)
+	if err := enter(ctx, q.flip); err != nil {
+		return nil, err
+	}
+	defer func() { <-q.flip }()
+	i, err := s.issuer(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.state(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	return st.lineages, nil
 }
 
 // Backup writes a copy of the database as of one moment, while work goes on. It counts, under its name, only once it
@@ -390,7 +408,7 @@ func Restore(ctx context.Context, backup, path string) error {
 // Raise lets the issuer's next generation have a number greater than number.
 func (s *Store) Raise(ctx context.Context, id pki.IssuerID, number uint64) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `UPDATE issuer SET generation = ?1 WHERE certificate = ?2 AND generation < ?1`, number, id[:])
+		_, err := tx.ExecContext(ctx, `UPDATE issuer NOT INDEXED SET generation = ?1 WHERE certificate = ?2 AND generation < ?1`, number, id[:])
 		return err
 	})
 }

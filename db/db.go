@@ -73,8 +73,11 @@ var schema1 string
 //go:embed schema2.sql
 var schema2 string
 
+//go:embed schema3.sql
+var schema3 string
+
 // migrations bring a database from the schema of their index to the next. They are only ever added to.
-var migrations = []string{schema1, schema2}
+var migrations = []string{schema1, schema2, schema3}
 
 // Store is an open database. It is safe for use from any goroutine; of an issuer, one import is staged at a time
 // and a second waits.

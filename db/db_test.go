@@ -832,11 +832,11 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	if err := CheckFile(t.Context(), h.path+".schema-2"); err != nil {
+	if err := CheckFile(t.Context(), h.path+".schema-3"); err != nil {
 		t.Error(err)
 	}
 	_, err = Open(t.Context(), h.path, log)
-	check(t, err, ErrNewer, "schema 3 is newer than this ocspd knows (2); install the newer ocspd or restore a backup")
+	check(t, err, ErrNewer, "schema 4 is newer than this ocspd knows (3); install the newer ocspd or restore a backup")
 	check(t, CheckFile(t.Context(), h.path), ErrNewer, "")
 
 	// A migration that fails leaves the schema that was.
@@ -860,6 +860,86 @@ func TestSchema(t *testing.T) {
 	}
 	_, err = Open(t.Context(), other, log)
 	check(t, err, ErrDamaged, "restore a backup")
+}
+
+// What is in force besides blocks is missed when a row of it is gone, or says something else: nothing is answered or published without it.
+func TestDamagedState(t *testing.T) {
+	for _, damage := range []string{
+		`DELETE FROM hand`,
+		`DELETE FROM hand WHERE serial = (SELECT max(serial) FROM hand)`,
+		`UPDATE hand SET serial = x'0102' WHERE serial = (SELECT max(serial) FROM hand)`,
+		`UPDATE hand SET issuer = 2`,
+		`UPDATE hand SET revoked_at = revoked_at + 1`,
+		`DELETE FROM lineage`,
+		`UPDATE lineage SET import = 1`,
+		`UPDATE lineage SET next_update = next_update + 1`,
+		`UPDATE import SET count = count - 1 WHERE state = 'current'`,
+		`UPDATE import SET number = '1' WHERE state = 'current'`,
+		`INSERT INTO cleared VALUES (1, (SELECT max(serial) FROM hand), 'crl')`,
+		`UPDATE issuer SET state = zeroblob(32)`,
+	} {
+		t.Run(damage, func(t *testing.T) {
+			h := newHouse(t)
+			h.must(crl(1, revoked(1, 1, day(0))))
+			h.must(crl(2, revoked(1, 1, day(0)), revoked(2, 1, day(0))))
+			revoke := func(n uint64) error {
+				_, err := h.Revoke(t.Context(), h.id, HandEntry{Serial: serial(n), At: day(2), Actor: "a"}, h.publish)
+				return err
+			}
+			for n := range uint64(3) {
+				if err := revoke(10 + n); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := h.w.Exec(`PRAGMA foreign_keys = 0`); err != nil {
+				t.Fatal(err)
+			}
+			if r, err := h.w.Exec(damage); err != nil {
+				t.Fatal(err)
+			} else if n, _ := r.RowsAffected(); n == 0 {
+				t.Fatal("nothing is damaged")
+			}
+			last := h.last.Number
+			check(t, revoke(20), ErrDamaged, "restore a backup")
+			_, err := h.Explain(t.Context(), h.id, serial(11))
+			check(t, err, ErrDamaged, "issuer class1")
+			if st, err := h.Stage(t.Context(), h.id, h.origin(false), crl(3, revoked(1, 1, day(0))), noBase); err == nil {
+				_, err = h.Flip(t.Context(), st, h.publish)
+				check(t, err, ErrDamaged, "restore a backup")
+				h.Abort(st)
+			}
+			if problems, err := h.Check(t.Context()); err != nil || len(problems) == 0 {
+				t.Errorf("db check finds nothing: %v", err)
+			}
+			if h.last.Number != last {
+				t.Errorf("generation %d was published", h.last.Number)
+			}
+		})
+	}
+}
+
+// A database of schema 2 has no digest of what is in force, and has one from its next change on.
+func TestSchema2(t *testing.T) {
+	h := newHouse(t)
+	h.must(crl(1, revoked(1, 1, day(0))))
+	h.Store.Close()
+	if out, err := exec.Command("sqlite3", h.path, "ALTER TABLE issuer DROP COLUMN state; PRAGMA user_version = 2").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	h.reopen()
+	if err := CheckFile(t.Context(), h.path+".schema-2"); err != nil {
+		t.Error(err)
+	}
+	has := func(want int) {
+		if i, err := h.issuer(t.Context(), h.id); err != nil || len(i.state) != want {
+			t.Errorf("a digest of %d octets, not %d, %v", len(i.state), want, err)
+		}
+	}
+	has(0)
+	h.must(crl(2, revoked(1, 1, day(0)), revoked(2, 1, day(0))))
+	has(sha256.Size)
+	h.want(1, pki.Revoked, 1)
+	h.want(2, pki.Revoked, 1)
 }
 
 // A database that was made with smaller pages is used as it is, and becomes no other by it.

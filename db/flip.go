@@ -2,9 +2,11 @@ package db
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,7 +23,8 @@ type Issuer struct {
 	Leaf   int64    // of the audit log, that names the change; -1 before the first
 	Since  time.Time
 
-	row int64
+	row   int64
+	state []byte // of what is in force, as state.sum gives it; empty before the first change
 }
 
 // View is a generation about to be: all that its file has to say.
@@ -53,12 +56,17 @@ type Published struct {
 // the file. No other change of the issuer happens meanwhile. Its error ends the change, and nothing was changed.
 type Publish func(View) (Published, error)
 
-// Register makes an issuer known, or known under another name, whose files have to be written anew.
+// Register makes an issuer known, or known under another name, whose files have to be written anew. Here and wherever an issuer is looked for, the
+// index is not asked: were it damaged, all that is known of the issuer would seem not to be there.
 func (s *Store) Register(ctx context.Context, id pki.IssuerID, name string) error {
 	err := s.change(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO issuer (certificate, name) VALUES (?1, ?2)
-			ON CONFLICT (certificate) DO UPDATE SET name = ?2, base_file = NULL, base_sha256 = NULL, base_count = NULL
-			WHERE name <> ?2`, id[:], name)
+		_, err := tx.ExecContext(ctx, `INSERT INTO issuer (certificate, name)
+			SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM issuer NOT INDEXED WHERE certificate = ?1)`, id[:], name)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE issuer NOT INDEXED SET name = ?2, base_file = NULL, base_sha256 = NULL, base_count = NULL
+			WHERE certificate = ?1 AND name <> ?2`, id[:], name)
 		return err
 	})
 	if err != nil {
@@ -68,14 +76,14 @@ func (s *Store) Register(ctx context.Context, id pki.IssuerID, name string) erro
 }
 
 const selectIssuer = `SELECT id, certificate, name, generation, gen_file, gen_sha256, gen_count,
-	base_file, base_sha256, base_count, leaf, since FROM issuer`
+	base_file, base_sha256, base_count, leaf, since, state FROM issuer`
 
 func scanIssuer(row interface{ Scan(...any) error }) (*Issuer, error) {
 	var i Issuer
 	var certificate, genSum, baseSum []byte
 	var gen, base sql.NullString
 	var genCount, baseCount, leaf, since sql.NullInt64
-	err := row.Scan(&i.row, &certificate, &i.Name, &i.Number, &gen, &genSum, &genCount, &base, &baseSum, &baseCount, &leaf, &since)
+	err := row.Scan(&i.row, &certificate, &i.Name, &i.Number, &gen, &genSum, &genCount, &base, &baseSum, &baseCount, &leaf, &since, &i.state)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +104,7 @@ func file(name string, sum []byte, count int64) pki.File {
 }
 
 func (s *Store) issuer(ctx context.Context, id pki.IssuerID) (*Issuer, error) {
-	i, err := scanIssuer(s.r.QueryRowContext(ctx, selectIssuer+` WHERE certificate = ?`, id[:]))
+	i, err := scanIssuer(s.r.QueryRowContext(ctx, selectIssuer+` NOT INDEXED WHERE certificate = ?`, id[:]))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("issuer certificate with SHA-256 %x: %w in the database", id, ErrNoIssuer)
 	}
@@ -407,20 +415,22 @@ func (k known) of(ls []Lineage) known {
 	return kept
 }
 
-func (s *Store) state(ctx context.Context, issuer int64) (*state, error) {
+// state reads what is in force for an issuer. Rows have no digest of their own, so all of them together have one: a page that lost some is no
+// revocation undone.
+func (s *Store) state(ctx context.Context, i *Issuer) (*state, error) {
 	st := &state{hand: map[pki.Serial]HandEntry{}, cleared: map[pki.Serial]map[string]bool{}}
 	var err error
-	if st.lineages, err = s.lineages(ctx, issuer); err != nil {
+	if st.lineages, err = s.lineages(ctx, i.row); err != nil {
 		return nil, err
 	}
-	entries, err := s.hand(ctx, issuer)
+	entries, err := s.hand(ctx, i.row)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		st.hand[e.Serial] = e
 	}
-	rows, err := s.r.QueryContext(ctx, `SELECT serial, lineage FROM cleared WHERE issuer = ?`, issuer)
+	rows, err := s.r.QueryContext(ctx, `SELECT serial, lineage FROM cleared WHERE issuer = ?`, i.row)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -433,7 +443,32 @@ func (s *Store) state(ctx context.Context, issuer int64) (*state, error) {
 		}
 		st.clear(serial, key)
 	}
-	return st, explain(rows.Err())
+	if err := rows.Err(); err != nil {
+		return nil, explain(err)
+	}
+	if sum := st.sum(i.ID); i.state == nil || len(i.state) > 0 && string(i.state) != string(sum[:]) {
+		return nil, damaged("issuer %s: sources or revocations by hand are not as they were written", i.Name)
+	}
+	return st, nil
+}
+
+// sum is the SHA-256 of the state. Times count in seconds, as they are stored.
+func (st *state) sum(id pki.IssuerID) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%x\n", id)
+	for _, l := range st.lineages {
+		fmt.Fprintf(h, "lineage %q %d %q %q %t %d %d %x %d %q %d %d %d %d %d\n", l.Key, l.Kind, l.Location, l.Number, l.Delta,
+			l.ThisUpdate.Unix(), l.NextUpdate.Unix(), l.Digest, l.Size, l.Scope, l.Import, l.Imported.Unix(), l.Count, l.Carried, l.Generation)
+	}
+	for _, serial := range slices.SortedFunc(maps.Keys(st.hand), pki.Serial.Compare) {
+		e := st.hand[serial]
+		fmt.Fprintf(h, "hand %x %d %d %d %d %q\n", serial.Bytes(), e.Reason, e.RevokedAt.Unix(), e.Invalidity.Unix(), e.At.Unix(), e.Actor)
+	}
+	for _, serial := range slices.SortedFunc(maps.Keys(st.cleared), pki.Serial.Compare) {
+		fmt.Fprintf(h, "cleared %x %q\n", serial.Bytes(), slices.Sorted(maps.Keys(st.cleared[serial])))
+	}
+	h.Sum(sum[:0])
+	return sum
 }
 
 func (st *state) clear(serial pki.Serial, lineage string) {
@@ -514,7 +549,7 @@ func (s *Store) publish(ctx context.Context, id pki.IssuerID, at time.Time, publ
 	if err != nil {
 		return View{}, err
 	}
-	st, err := s.state(ctx, i.row)
+	st, err := s.state(ctx, i)
 	if err != nil {
 		return View{}, err
 	}
@@ -535,11 +570,12 @@ func (s *Store) publish(ctx context.Context, id pki.IssuerID, at time.Time, publ
 		return View{}, fmt.Errorf("issuer %s: generation %d was published without a file", i.Name, v.Number)
 	}
 	v.Base = p.Base
+	sum := st.sum(id)
 	return v, s.change(ctx, func(tx *sql.Tx) error {
 		r, err := tx.ExecContext(ctx, `UPDATE issuer SET generation = ?, gen_file = ?, gen_sha256 = ?, gen_count = ?,
-			base_file = ?, base_sha256 = ?, base_count = ?, leaf = ?, since = ? WHERE id = ? AND generation = ?`,
+			base_file = ?, base_sha256 = ?, base_count = ?, leaf = ?, since = ?, state = ? WHERE id = ? AND generation = ?`,
 			v.Number, p.Gen.Name, p.Gen.SHA256[:], p.Gen.Count, p.Base.Name, p.Base.SHA256[:], p.Base.Count,
-			p.Leaf, at.Unix(), i.row, i.Number)
+			p.Leaf, at.Unix(), sum[:], i.row, i.Number)
 		if err != nil {
 			return err
 		}
@@ -556,6 +592,7 @@ func (s *Store) Flip(ctx context.Context, st *Staged, publish Publish) (View, er
 	v, err := s.publish(ctx, st.Issuer, st.Lineage.Imported, publish,
 		func(i *Issuer, state *state) error {
 			i.Base = pki.File{}
+			st.Lineage.Generation = i.Number + 1
 			state.lineages = with(state.lineages, st)
 			for _, serial := range st.cleared {
 				delete(state.cleared[serial], st.Lineage.Key)

@@ -185,7 +185,7 @@ func (s *Store) Explain(ctx context.Context, id pki.IssuerID, serial pki.Serial)
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.state(ctx, i.row)
+	st, err := s.state(ctx, i)
 	if err != nil {
 		return nil, err
 	}

@@ -204,6 +204,10 @@ func (k *keeper) openIssuer(ctx context.Context, c *issuerConfig) (*keptIssuer, 
 			}
 		}
 	}
+	if _, err := generation.Head(k.cfg.generations(), c.Name, issuer.ID); err == nil && i.inForce() == 0 {
+		return nil, fmt.Errorf("issuer %s: a generation is in force that the database knows nothing of, so revocations by hand would be lost; restore a backup of the database, "+
+			"or, to begin without them, remove %s", c.Name, filepath.Join(k.cfg.generations(), c.Name+".*"))
+	}
 	k.feed.State(issuer.ID, i.inForce())
 	if err := generation.Clean(k.cfg.generations(), c.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		k.log.Warn("generation files cannot be tidied up", "issuer", c.Name, "error", err) // damaged: settle writes them anew
@@ -265,7 +269,11 @@ func (k *keeper) renewHead(ctx context.Context, i *keptIssuer) error {
 	if err == nil && meta.Complete == i.complete(lineages) && meta.Gap == i.gap(lineages) && meta.Number == i.inForce() {
 		return nil
 	}
-	k.log.Warn("generation is written anew", "issuer", i.config.Name, "error", err)
+	why := "sources or the database changed"
+	if err != nil {
+		why = err.Error()
+	}
+	k.log.Warn("generation is written anew", "issuer", i.config.Name, "reason", why)
 	now := time.Now()
 	_, _, err = k.putInForce(ctx, i, audit.Record{}, pki.File{}, responder.Change{All: true}, func(publish db.Publish) (db.View, error) {
 		return k.store.Touch(ctx, i.issuer.ID, "", now, time.Time{}, time.Time{}, publish)
