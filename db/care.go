@@ -252,6 +252,12 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records i
 	return nil
 }
 
+// CheckInForce tells whether what is in force for an issuer, blocks aside, is as it was written: ErrDamaged where it is not.
+func (s *Store) CheckInForce(ctx context.Context, id pki.IssuerID) error {
+	_, err := s.inForce(ctx, id)
+	return err
+}
+
 // inForce are the issuer's lineages, of which, and of all else that is in force, it is certain that they are as they were written.
 func (s *Store) inForce(ctx context.Context, id pki.IssuerID) ([]Lineage, error) {
 	q := s.queue(id)

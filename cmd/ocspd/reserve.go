@@ -178,7 +178,14 @@ func (k *keeper) checkFiles(i *keptIssuer) error {
 
 // mend writes a generation whose files are damaged anew, from the database, whose records have digests of their own.
 func (k *keeper) mend(ctx context.Context, i *keptIssuer) {
-	err := k.checkFiles(i)
+	rows := i.config.Name + ", rows in force"
+	err := k.store.CheckInForce(ctx, i.issuer.ID)
+	if err == nil {
+		k.alarms.clear(alarmDatabase, rows)
+	} else if ctx.Err() == nil {
+		k.alarms.raise(alarmDatabase, rows, err.Error())
+	}
+	err = k.checkFiles(i)
 	if err == nil {
 		k.alarms.clear(alarmGenerationRefused, i.config.Name)
 		return

@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -717,6 +718,42 @@ func TestMend(t *testing.T) {
 	}
 	w.reopen()
 	w.want("revoked revoked good", 10, 11, 12)
+
+	// Where the database itself has lost rows, what was made of it before goes on answering, and nothing is made of it any more.
+	execSQL(t, filepath.Join(w.dir, "state/keeper/ocspd.db"), "DELETE FROM hand; UPDATE lineage SET next_update = next_update + 1")
+	w.k.mend(ctx, w.k.issuers()[0])
+	if a := fmt.Sprint(w.k.alarms.list()); !strings.Contains(a, alarmDatabase) || !strings.Contains(a, "not as they were written") {
+		t.Error(a)
+	}
+	if err := w.byHand(0x1234); err == nil || !strings.Contains(err.Error(), "restore a backup") {
+		t.Error(err)
+	}
+	if out := checked(); len(out.Problems) != 1 {
+		t.Error(out)
+	}
+	w.want("revoked revoked good", 10, 11, 12)
+
+	// A database that knows nothing, beside a generation in force, is not begun with.
+	w.k.close()
+	w.k = nil
+	for _, f := range []string{"", "-wal", "-shm"} {
+		os.Remove(filepath.Join(w.dir, "state/keeper/ocspd.db"+f))
+	}
+	cfg, err := readConfig(filepath.Join(w.dir, "ocspd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := openKeeper(ctx, cfg, w.log(), lockPatience); err == nil || !strings.Contains(err.Error(), "restore a backup") {
+		t.Error(err)
+		k.close()
+	}
+}
+
+func execSQL(t *testing.T, file, statements string) {
+	t.Helper()
+	if out, err := exec.Command("sqlite3", file, statements).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
 }
 
 // The reserve goes when the disk is full, once, and comes back when there is room.
