@@ -63,7 +63,7 @@ const (
 	baseHeader    = len(baseMagic) + len(pki.IssuerID{})
 	rulingSize    = pki.PackedSize + 8 // a record and when the command was given
 	stride        = 16
-	chunkRecords  = 16384     // read, hashed and checked at a time: 640 KiB
+	chunkRecords  = 4096      // read, hashed and checked at a time: 160 KiB
 	maxGeneration = 256 << 20 // octets of a .gen file: over five million rulings
 	maxPointer    = 1024      // octets of a pointer file
 	bigPages      = 4 << 20   // octets of a base from which pages of 2 MiB are asked for

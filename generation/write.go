@@ -223,7 +223,7 @@ type steadyWriter struct {
 	at, begun int64
 }
 
-const steadyPart = 8 << 20 // octets
+const steadyPart = 1 << 20 // octets: the kernel is in one such call for a fraction of a millisecond
 
 func (w *steadyWriter) Write(b []byte) (int, error) {
 	n, err := w.f.Write(b)
