@@ -112,7 +112,7 @@ func becomeIdle() error {
 	if err != nil {
 		return err
 	}
-	a.Policy = unix.SCHED_IDLE
+	a.Policy, a.Runtime = unix.SCHED_IDLE, 0 // with a long slice it would keep the processor for that long, once it has it
 	return unix.SchedSetAttr(0, a, 0)
 }
 

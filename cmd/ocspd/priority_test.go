@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -37,7 +36,8 @@ func TestGently(t *testing.T) {
 	}
 }
 
-// Background work is in the idle class where that gets something of the processors, and only then. Its thread is nobody else's afterwards.
+// Background work is in the idle class where that was found to get something of the processors, and only then. Its thread is nobody else's afterwards. What an
+// import does on processors that are never idle is for bench/crowd.sh: what a kernel gives in 20 ms is not the same twice.
 func TestBackground(t *testing.T) {
 	within := func() (policy uint32) {
 		background(func() {
@@ -60,36 +60,6 @@ func TestBackground(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("a thread stays in the idle class")
 		}
-	}
-	var ours unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &ours); err != nil {
-		t.Fatal(err)
-	}
-	for n := range 1024 {
-		if !ours.IsSet(n) {
-			continue
-		}
-		busy := exec.Command("sh", "-c", "while :; do :; done")
-		if err := busy.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer busy.Wait()
-		defer busy.Process.Kill()
-		var one unix.CPUSet // or two might share one, while others leave the other idle
-		one.Set(n)
-		if err := unix.SchedSetaffinity(busy.Process.Pid, &one); err != nil {
-			t.Fatal(err)
-		}
-	}
-	time.Sleep(idleRoomHolds)
-	idle := 0
-	for range 5 {
-		if tryIdle() {
-			idle++
-		}
-	}
-	if idle > 1 { // a moment may be free
-		t.Errorf("room for the idle class %d times of 5, where nothing is left for it", idle)
 	}
 	room.Lock()
 	room.found, room.is = time.Now(), false
