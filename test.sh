@@ -90,6 +90,7 @@ trial 'three roles, three users' test/users.sh
 trial 'keeper killed' test/kill.sh 5
 trial 'files damaged' test/flip.sh 100
 trial 'disk full' test/full.sh
+trial 'import on processors that are never idle' bench/crowd.sh 200000
 
 if [ "$mode" = long ]; then
 	trial 'keeper killed, 100 times' test/kill.sh 100

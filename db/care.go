@@ -226,8 +226,8 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records i
 		return err
 	}
 	defer func() { <-q.staging }()
-	ls, err := s.inForce(ctx, i.ID)
-	if err != nil {
+	var ls []Lineage
+	if err := s.atRest(ctx, i.ID, func(st *state) error { ls = st.lineages; return nil }); err != nil {
 		return err
 	}
 	for _, l := range ls {
@@ -254,26 +254,7 @@ func (s *Store) checkIssuer(ctx context.Context, i *Issuer, count func(records i
 
 // CheckInForce tells whether what is in force for an issuer, blocks aside, is as it was written: ErrDamaged where it is not.
 func (s *Store) CheckInForce(ctx context.Context, id pki.IssuerID) error {
-	_, err := s.inForce(ctx, id)
-	return err
-}
-
-// inForce are the issuer's lineages, of which, and of all else that is in force, it is certain that they are as they were written.
-func (s *Store) inForce(ctx context.Context, id pki.IssuerID) ([]Lineage, error) {
-	q := s.queue(id)
-	if err := enter(ctx, q.flip); err != nil {
-		return nil, err
-	}
-	defer func() { <-q.flip }()
-	i, err := s.issuer(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	st, err := s.state(ctx, i)
-	if err != nil {
-		return nil, err
-	}
-	return st.lineages, nil
+	return s.atRest(ctx, id, func(*state) error { return nil })
 }
 
 // Backup writes a copy of the database as of one moment, while work goes on. It counts, under its name, only once it

@@ -452,6 +452,24 @@ func (s *Store) state(ctx context.Context, i *Issuer) (*state, error) {
 	return st, nil
 }
 
+// atRest runs f on what is in force for an issuer, while nothing else comes into force.
+func (s *Store) atRest(ctx context.Context, id pki.IssuerID, f func(*state) error) error {
+	q := s.queue(id)
+	if err := enter(ctx, q.flip); err != nil {
+		return err
+	}
+	defer func() { <-q.flip }()
+	i, err := s.issuer(ctx, id)
+	if err != nil {
+		return err
+	}
+	st, err := s.state(ctx, i)
+	if err != nil {
+		return err
+	}
+	return f(st)
+}
+
 // sum is the SHA-256 of the state. Times count in seconds, as they are stored.
 func (st *state) sum(id pki.IssuerID) (sum [sha256.Size]byte) {
 	h := sha256.New()

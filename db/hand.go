@@ -175,39 +175,28 @@ type Evidence struct {
 }
 
 // Explain is what every source in force says of a serial, all as of one moment.
-func (s *Store) Explain(ctx context.Context, id pki.IssuerID, serial pki.Serial) ([]Evidence, error) {
-	q := s.queue(id)
-	if err := enter(ctx, q.flip); err != nil {
-		return nil, err
-	}
-	defer func() { <-q.flip }()
-	i, err := s.issuer(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	st, err := s.state(ctx, i)
-	if err != nil {
-		return nil, err
-	}
-	say, err := s.evidence(ctx, st, serial)
-	if err != nil {
-		return nil, err
-	}
-	g := governing(st.lineages, say)
-	entry, byHand := st.hand[serial]
-	hand := byHand && (g < 0 || st.lineages[g].Kind != pki.CRL)
-	var all []Evidence
-	for n := range st.lineages {
-		e := Evidence{Lineage: &st.lineages[n], Governs: n == g && !hand}
-		if p := say[n]; p != nil {
-			e.Status, e.Carried = p.Status(), p.Source() == carriedMark
+func (s *Store) Explain(ctx context.Context, id pki.IssuerID, serial pki.Serial) (all []Evidence, err error) {
+	err = s.atRest(ctx, id, func(st *state) error {
+		say, err := s.evidence(ctx, st, serial)
+		if err != nil {
+			return err
 		}
-		all = append(all, e)
-	}
-	if byHand {
-		all = append(all, Evidence{Hand: &entry, Status: entry.status(), Governs: hand})
-	}
-	return all, nil
+		g := governing(st.lineages, say)
+		entry, byHand := st.hand[serial]
+		hand := byHand && (g < 0 || st.lineages[g].Kind != pki.CRL)
+		for n := range st.lineages {
+			e := Evidence{Lineage: &st.lineages[n], Governs: n == g && !hand}
+			if p := say[n]; p != nil {
+				e.Status, e.Carried = p.Status(), p.Source() == carriedMark
+			}
+			all = append(all, e)
+		}
+		if byHand {
+			all = append(all, Evidence{Hand: &entry, Status: entry.status(), Governs: hand})
+		}
+		return nil
+	})
+	return all, err
 }
 
 // Event is a change of what a source, or a hand, says of a serial.
